@@ -1,0 +1,1045 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * BPF_MAP_TYPE_FLOWMAP: the flows of a namespace's flowtables as a BPF map
+ *
+ * The map snoops: each flow that a flowtable takes is published as two
+ * entries, one a direction, each with all that a program needs to forward a
+ * packet. Who adds entries is the flowtable, never the map's user.
+ *
+ * What an entry says of the packet's way (addresses, ports, devices, Ethernet
+ * header, MTU) never changes while it is published, so that no reader sees
+ * half of a change. When it stops being true the flow is torn down: the next
+ * packet goes to the stack, whose ruleset offloads the connection again, and
+ * this publishes what is true then. Only single words change in place: the
+ * counters, the time of last use, and what conntrack says of the connection.
+ *
+ * Look-ups from programs are the packet's event. They trust nothing that may
+ * have aged: the route by dst_check(), as the flowtable does, the neighbour by
+ * its state and address, conntrack by its status. Devices are watched by a
+ * notifier, which has torn their flows down before the command that changed
+ * them returns. A flow that packets use is refreshed, and its neighbour
+ * probed if need be, once a second.
+ *
+ * Concurrency: buckets are chains that are read under RCU and changed under
+ * flowmap->lock, with bottom halves disabled. Chains are kept in the order of
+ * their keys, so that whoever iterates can go on behind a key that has gone,
+ * and sees what is there throughout exactly once.
+ *
+ * Life: a published flow (struct flowmap_flow) is unlinked when the flowtable
+ * tears its flow down and freed a grace period later. It borrows the flow,
+ * the route and the conntrack entry, which the flowtable frees a grace period
+ * after the teardown as well; it owns a reference on each neighbour. The
+ * notifier sees to it that no neighbour is held once its device goes.
+ * A map does not hold its network namespace: when that exits, the map empties
+ * and stays empty.
+ */
+#include <linux/bpf.h>
+#include <linux/bpf_modular_maps.h>
+#include <linux/btf.h>
+#include <linux/if_arp.h>
+#include <linux/if_ether.h>
+#include <linux/jiffies.h>
+#include <linux/kernel.h>
+#include <linux/module.h>
+#include <linux/netdevice.h>
+#include <linux/netfilter/nf_flow_table_snoop.h>
+#include <linux/random.h>
+#include <linux/slab.h>
+#include <linux/timekeeping.h>
+#include <linux/unaligned.h>
+#include <net/checksum.h>
+#include <net/dst.h>
+#include <net/net_namespace.h>
+#include <net/neighbour.h>
+#include <net/netfilter/nf_conntrack.h>
+#include <net/netfilter/nf_conntrack_acct.h>
+#include <net/netfilter/nf_conntrack_zones.h>
+#include <net/netfilter/nf_flow_table.h>
+#include <net/tcp.h>
+#include <uapi/linux/bpf_flowmap.h>
+
+/* Sixteen million entries: 128 MiB of buckets */
+#define FLOWMAP_MAX_ENTRIES	0x1000000
+#define FLOWMAP_MAP_FLAGS	BPF_F_NUMA_NODE
+#define FLOWMAP_MAP_EXTRA	BPF_FLOWMAP_COUNTERS
+#define FLOWMAP_KEY_FLAGS	(BPF_FLOWMAP_KEY_STACK | BPF_FLOWMAP_KEY_SKB)
+
+/* What is matched of a key, as words: device and ports; family, protocol and
+ * outer encapsulation; inner encapsulation and tunnel; addresses of IPv4, or
+ * a hash of those of IPv6
+ */
+#define FLOWMAP_WORDS		4
+#define FLOWMAP_WORDS32		(2 * FLOWMAP_WORDS)
+#define FLOWMAP_V6_WORDS32	8
+
+static_assert(sizeof(struct bpf_flowmap_key) == 64);
+static_assert(sizeof(struct bpf_flowmap_value) == 112);
+static_assert(offsetof(struct bpf_flowmap_key, addr) == 3 * sizeof(u64));
+
+/**
+ * struct flowmap_entry - one direction of a published flow
+ * @next:  next in the bucket
+ * @words: what is matched
+ * @neigh: the next hop, NULL where there is none to watch
+ * @stamp: jiffies of the last refresh
+ * @dir:   direction, index in flowmap_flow.entry
+ * @count: count packets: in @value, in conntrack, or both
+ * @value: what programs get
+ */
+struct flowmap_entry {
+	struct flowmap_entry __rcu *next;
+	u64 words[FLOWMAP_WORDS];
+	struct neighbour *neigh;
+	u32 stamp;
+	u8 dir;
+	u8 count;
+	struct bpf_flowmap_value value;
+};
+
+/* flowmap_entry.count */
+#define FLOWMAP_COUNT_VALUE	BIT(0)
+#define FLOWMAP_COUNT_CT	BIT(1)
+
+struct flowmap_flow {
+	struct flowmap_entry entry[FLOW_OFFLOAD_DIR_MAX];
+	struct flow_offload *flow;
+	struct nf_conn *ct;
+	struct rcu_head rcu;
+};
+
+/**
+ * struct flowmap - a map
+ * @map:      the map
+ * @mask:     number of buckets less one
+ * @seed:     secret of the hash
+ * @buckets:  the entries
+ * @snooper:  how flows come in and go
+ * @list:     in flowmaps
+ * @lock:     for changes of the buckets and of the numbers below
+ * @entries:  entries that are published
+ * @full:     flows that stayed on the slow path for want of room
+ */
+struct flowmap {
+	struct bpf_map map;
+	u32 mask;
+	u64 seed[1 + FLOWMAP_WORDS32 + FLOWMAP_V6_WORDS32];
+	struct flowmap_entry __rcu **buckets;
+
+	struct nf_flow_snooper snooper ____cacheline_aligned_in_smp;
+	struct list_head list;
+	spinlock_t lock; /* see above */
+	u32 entries;
+	u64 full;
+};
+
+static DEFINE_MUTEX(flowmaps_mutex);
+static LIST_HEAD(flowmaps);
+static struct kmem_cache *flowmap_cache __read_mostly;
+
+static struct flowmap *to_flowmap(const struct bpf_map *map)
+{
+	return container_of(map, struct flowmap, map);
+}
+
+static struct flowmap_flow *flowmap_flow_of(struct flowmap_entry *e)
+{
+	return container_of(e, struct flowmap_flow, entry[e->dir]);
+}
+
+/* Keys
+ *
+ * The hash is multilinear (Lemire and Kaser, "Strongly universal string
+ * hashing is fast"): seed[0] + sum of seed[i + 1] * word[i], of which the
+ * upper half counts. For a secret seed any two keys collide with the chance
+ * of random numbers, whoever chose them.
+ */
+
+static u64 flowmap_sum(const u64 *seed, const u32 *words, unsigned int n)
+{
+	u64 sum = 0;
+
+	while (n--)
+		sum += *seed++ * *words++;
+	return sum;
+}
+
+static __always_inline void
+flowmap_key_words(const struct flowmap *fm, const struct bpf_flowmap_key *k,
+		  u64 words[FLOWMAP_WORDS])
+{
+	const u8 *p = (const u8 *)k;
+
+	words[0] = get_unaligned((const u64 *)p);
+	words[1] = get_unaligned((const u64 *)p + 1);
+	words[2] = get_unaligned((const u64 *)p + 2);
+	words[3] = get_unaligned((const u64 *)p + 3);
+	if (unlikely(k->family == AF_INET6))
+		words[3] = flowmap_sum(fm->seed + 1 + FLOWMAP_WORDS32,
+				       (const u32 *)&k->addr, FLOWMAP_V6_WORDS32);
+}
+
+static __always_inline struct flowmap_entry __rcu **
+flowmap_bucket(const struct flowmap *fm, const u64 words[FLOWMAP_WORDS])
+{
+	u64 hash = fm->seed[0];
+	int i;
+
+#pragma GCC unroll 4
+	for (i = 0; i < FLOWMAP_WORDS; i++) {
+		hash += fm->seed[2 * i + 1] * (u32)words[i];
+		hash += fm->seed[2 * i + 2] * (u32)(words[i] >> 32);
+	}
+	return &fm->buckets[(u32)(hash >> 32) & fm->mask];
+}
+
+/* The addresses that a direction matches are those that the other writes */
+static const union bpf_flowmap_addrs *flowmap_mirror(struct flowmap_entry *e)
+{
+	return &flowmap_flow_of(e)->entry[!e->dir].value.addr;
+}
+
+static int flowmap_cmp_v6(struct flowmap_entry *e, const struct bpf_flowmap_key *k)
+{
+	const union bpf_flowmap_addrs *mirror = flowmap_mirror(e);
+	int cmp = memcmp(mirror->v6.daddr, k->addr.v6.saddr, 16);
+
+	return cmp ? cmp : memcmp(mirror->v6.saddr, k->addr.v6.daddr, 16);
+}
+
+/* The order of entries in a bucket */
+static int flowmap_cmp(struct flowmap_entry *e, const struct bpf_flowmap_key *k,
+		       const u64 words[FLOWMAP_WORDS])
+{
+	int i;
+
+	for (i = 0; i < FLOWMAP_WORDS; i++)
+		if (e->words[i] != words[i])
+			return e->words[i] < words[i] ? -1 : 1;
+	return k->family == AF_INET6 ? flowmap_cmp_v6(e, k) : 0;
+}
+
+#define flowmap_deref(p) \
+	rcu_dereference_check(p, rcu_read_lock_bh_held())
+
+static __always_inline struct flowmap_entry *
+flowmap_find(const struct flowmap *fm, const struct bpf_flowmap_key *k)
+{
+	u64 words[FLOWMAP_WORDS];
+	struct flowmap_entry *e;
+
+	flowmap_key_words(fm, k, words);
+	for (e = flowmap_deref(*flowmap_bucket(fm, words)); e;
+	     e = flowmap_deref(e->next)) {
+		if (e->words[0] == words[0] && e->words[3] == words[3] &&
+		    e->words[1] == words[1] && e->words[2] == words[2] &&
+		    (likely(k->family != AF_INET6) || !flowmap_cmp_v6(e, k)))
+			return e;
+	}
+	return NULL;
+}
+
+static void flowmap_key_from_tuple(struct bpf_flowmap_key *k,
+				   const struct flow_offload_tuple *tuple)
+{
+	int i;
+
+	memset(k, 0, sizeof(*k));
+	k->ifindex = tuple->xmit_type == FLOW_OFFLOAD_XMIT_TC ?
+		     tuple->tc.iifidx : tuple->iifidx;
+	k->sport = tuple->src_port;
+	k->dport = tuple->dst_port;
+	k->family = tuple->l3proto;
+	k->l4proto = tuple->l4proto;
+	for (i = 0; i < tuple->encap_num; i++) {
+		k->encap[i].proto = tuple->encap[i].proto;
+		k->encap[i].id = tuple->encap[i].id;
+	}
+	if (k->family == AF_INET6) {
+		memcpy(k->addr.v6.saddr, &tuple->src_v6, sizeof(tuple->src_v6));
+		memcpy(k->addr.v6.daddr, &tuple->dst_v6, sizeof(tuple->dst_v6));
+	} else {
+		k->addr.v4.saddr = tuple->src_v4.s_addr;
+		k->addr.v4.daddr = tuple->dst_v4.s_addr;
+	}
+}
+
+static void flowmap_key_from_entry(struct bpf_flowmap_key *k, struct flowmap_entry *e)
+{
+	const union bpf_flowmap_addrs *mirror = flowmap_mirror(e);
+
+	memset(k, 0, sizeof(*k));
+	memcpy(k, e->words, 3 * sizeof(u64));
+	if (k->family == AF_INET6) {
+		memcpy(k->addr.v6.saddr, mirror->v6.daddr, sizeof(k->addr.v6.saddr));
+		memcpy(k->addr.v6.daddr, mirror->v6.saddr, sizeof(k->addr.v6.daddr));
+	} else {
+		k->addr.v4.saddr = mirror->v4.daddr;
+		k->addr.v4.daddr = mirror->v4.saddr;
+	}
+}
+
+/* Values */
+
+static void flowmap_sync_ct(struct bpf_flowmap_value *v, const struct nf_conn *ct)
+{
+	WRITE_ONCE(v->ct_status, (u32)READ_ONCE(ct->status));
+#ifdef CONFIG_NF_CONNTRACK_MARK
+	WRITE_ONCE(v->ct_mark, READ_ONCE(ct->mark));
+#endif
+	if (nf_ct_protonum(ct) == IPPROTO_TCP)
+		WRITE_ONCE(v->tcp_state, READ_ONCE(ct->proto.tcp.state));
+}
+
+static __wsum flowmap_csum_diff(const void *old, const void *new, int len)
+{
+	return csum_sub(csum_partial(new, len, 0), csum_partial(old, len, 0));
+}
+
+/* Folded, but not complemented: what a program adds to ~check */
+static u16 flowmap_csum_fold(__wsum sum)
+{
+	return (__force u16)~csum_fold(sum);
+}
+
+static void flowmap_fill_nat(struct bpf_flowmap_value *v,
+			     const struct bpf_flowmap_key *k,
+			     const struct flow_offload *flow,
+			     const struct flow_offload_tuple *other)
+{
+	int len = k->family == AF_INET6 ? sizeof(v->addr.v6) : sizeof(v->addr.v4);
+
+	v->sport = other->dst_port;
+	v->dport = other->src_port;
+	if (k->family == AF_INET6) {
+		memcpy(v->addr.v6.saddr, &other->dst_v6, sizeof(other->dst_v6));
+		memcpy(v->addr.v6.daddr, &other->src_v6, sizeof(other->src_v6));
+	} else {
+		v->addr.v4.saddr = other->dst_v4.s_addr;
+		v->addr.v4.daddr = other->src_v4.s_addr;
+	}
+	if (test_bit(NF_FLOW_SNAT, &flow->flags))
+		v->flags |= BPF_FLOWMAP_SNAT;
+	if (test_bit(NF_FLOW_DNAT, &flow->flags))
+		v->flags |= BPF_FLOWMAP_DNAT;
+	if (v->flags & (BPF_FLOWMAP_SNAT | BPF_FLOWMAP_DNAT)) {
+		__wsum addrs = flowmap_csum_diff(&k->addr, &v->addr, len);
+		__wsum ports = flowmap_csum_diff(&k->sport, &v->sport,
+						 2 * sizeof(v->sport));
+
+		if (k->family == AF_INET)
+			v->ip_csum_diff = flowmap_csum_fold(addrs);
+		v->l4_csum_diff = flowmap_csum_fold(csum_add(addrs, ports));
+	}
+}
+
+/* From the device of the route down to the one that frames leave by, with
+ * the encapsulations on the way
+ */
+static const struct net_device *
+flowmap_fill_path(struct bpf_flowmap_value *v, const struct net_device *dev)
+{
+	struct net_device_path_stack stack;
+	int i, n = 0;
+
+	if (dev_fill_forward_path(dev, v->h_dest, &stack) < 0)
+		return NULL;
+
+	for (i = 0; i < stack.num_paths; i++) {
+		const struct net_device_path *path = &stack.path[i];
+
+		switch (path->type) {
+		case DEV_PATH_ETHERNET:
+			if (is_zero_ether_addr(v->h_source))
+				ether_addr_copy(v->h_source, path->dev->dev_addr);
+			return path->dev;
+		case DEV_PATH_PPPOE:
+			ether_addr_copy(v->h_dest, path->encap.h_dest);
+			break;
+		case DEV_PATH_VLAN:
+			if (is_zero_ether_addr(v->h_source))
+				ether_addr_copy(v->h_source, path->dev->dev_addr);
+			break;
+		default:
+			return NULL;
+		}
+		if (n == BPF_FLOWMAP_ENCAP_MAX)
+			return NULL;
+		/* the path goes inwards out, a frame outwards in */
+		v->encap[1] = v->encap[0];
+		v->encap[0].proto = path->encap.proto;
+		v->encap[0].id = path->encap.id;
+		n++;
+	}
+	return NULL;
+}
+
+static void flowmap_fill_dev(struct bpf_flowmap_value *v, const struct net_device *dev)
+{
+	v->ifindex = dev->ifindex;
+	if (dev->type != ARPHRD_ETHER)
+		v->flags |= BPF_FLOWMAP_NO_ETHER;
+	else if (!(dev->xdp_features & NETDEV_XDP_ACT_NDO_XMIT))
+		v->flags |= BPF_FLOWMAP_NO_XMIT;
+}
+
+/* By a route and a neighbour */
+static void flowmap_fill_route(struct flowmap_entry *e, const struct dst_entry *dst,
+			       const struct flow_offload_tuple *other)
+{
+	struct bpf_flowmap_value *v = &e->value;
+	const struct net_device *dev = dst->dev;
+
+	if (dev->addr_len == ETH_ALEN) {
+		e->neigh = dst_neigh_lookup(dst, &other->src_v4);
+		if (e->neigh)
+			neigh_ha_snapshot(v->h_dest, e->neigh, dev);
+		if (!e->neigh || !(READ_ONCE(e->neigh->nud_state) & NUD_VALID))
+			v->flags |= BPF_FLOWMAP_NO_NEIGH;
+	}
+	dev = flowmap_fill_path(v, dev);
+	if (dev) {
+		flowmap_fill_dev(v, dev);
+	} else {
+		v->flags |= BPF_FLOWMAP_NO_ETHER;
+		v->ifindex = dst->dev->ifindex;
+	}
+}
+
+/* Through a bridge, as the flowtable has resolved it: what a frame of the
+ * other direction comes in with, this one leaves with
+ */
+static void flowmap_fill_direct(struct bpf_flowmap_value *v, const struct net *net,
+				const struct flow_offload_tuple *tuple,
+				const struct flow_offload_tuple *other)
+{
+	const struct net_device *dev;
+	int i;
+
+	ether_addr_copy(v->h_dest, tuple->out.h_dest);
+	ether_addr_copy(v->h_source, tuple->out.h_source);
+	for (i = 0; i < other->encap_num; i++) {
+		v->encap[i].proto = other->encap[i].proto;
+		v->encap[i].id = other->encap[i].id;
+	}
+	dev = dev_get_by_index_rcu((struct net *)net, tuple->out.hw_ifidx);
+	if (dev)
+		flowmap_fill_dev(v, dev);
+	else
+		v->flags |= BPF_FLOWMAP_NO_ETHER;
+}
+
+static void flowmap_fill_entry(struct flowmap *fm, struct flowmap_flow *ff,
+			       enum flow_offload_tuple_dir dir)
+{
+	const struct flow_offload_tuple *tuple = &ff->flow->tuplehash[dir].tuple;
+	const struct flow_offload_tuple *other = &ff->flow->tuplehash[!dir].tuple;
+	struct flowmap_entry *e = &ff->entry[dir];
+	struct bpf_flowmap_value *v = &e->value;
+	struct bpf_flowmap_key k;
+
+	flowmap_key_from_tuple(&k, tuple);
+	flowmap_key_words(fm, &k, e->words);
+	e->dir = dir;
+	e->stamp = (u32)jiffies;
+	if (fm->map.map_extra & BPF_FLOWMAP_COUNTERS)
+		e->count |= FLOWMAP_COUNT_VALUE;
+	if (nf_conn_acct_find(ff->ct))
+		e->count |= FLOWMAP_COUNT_CT;
+
+	v->flags = dir == FLOW_OFFLOAD_DIR_REPLY ? BPF_FLOWMAP_REPLY : 0;
+	v->h_proto = k.family == AF_INET6 ? htons(ETH_P_IPV6) : htons(ETH_P_IP);
+	v->mtu = tuple->mtu;
+	v->ct_id = ntohl((__force __be32)nf_ct_get_id(ff->ct));
+	v->ct_zone = nf_ct_zone(ff->ct)->id;
+	v->last_used = (u32)ktime_get_seconds();
+	flowmap_sync_ct(v, ff->ct);
+	flowmap_fill_nat(v, &k, ff->flow, other);
+
+	switch (tuple->xmit_type) {
+	case FLOW_OFFLOAD_XMIT_NEIGH:
+		flowmap_fill_route(e, tuple->dst_cache, other);
+		break;
+	case FLOW_OFFLOAD_XMIT_DIRECT:
+		flowmap_fill_direct(v, nf_ct_net(ff->ct), tuple, other);
+		break;
+	case FLOW_OFFLOAD_XMIT_XFRM:
+		v->flags |= BPF_FLOWMAP_XFRM;
+		break;
+	default:
+		v->flags |= BPF_FLOWMAP_TUNNEL;
+		break;
+	}
+}
+
+/* Flows come and go */
+
+static void flowmap_free_flow_rcu(struct rcu_head *rcu)
+{
+	struct flowmap_flow *ff = container_of(rcu, struct flowmap_flow, rcu);
+	int dir;
+
+	for (dir = 0; dir < FLOW_OFFLOAD_DIR_MAX; dir++)
+		if (ff->entry[dir].neigh)
+			neigh_release(ff->entry[dir].neigh);
+	kmem_cache_free(flowmap_cache, ff);
+}
+
+#define flowmap_locked(fm, p) \
+	rcu_dereference_protected(p, lockdep_is_held(&(fm)->lock))
+
+static int flowmap_link(struct flowmap *fm, struct flowmap_entry *new)
+{
+	struct flowmap_entry __rcu **pos = flowmap_bucket(fm, new->words);
+	struct bpf_flowmap_key k;
+	struct flowmap_entry *e;
+	int cmp = 1;
+
+	flowmap_key_from_entry(&k, new);
+	for (; (e = flowmap_locked(fm, *pos)); pos = &e->next) {
+		cmp = flowmap_cmp(e, &k, new->words);
+		if (cmp >= 0)
+			break;
+	}
+	if (e && !cmp)
+		return -EEXIST;
+	RCU_INIT_POINTER(new->next, e);
+	rcu_assign_pointer(*pos, new);
+	fm->entries++;
+	return 0;
+}
+
+static void flowmap_unlink(struct flowmap *fm, struct flowmap_entry *old)
+{
+	struct flowmap_entry __rcu **pos = flowmap_bucket(fm, old->words);
+	struct flowmap_entry *e;
+
+	for (; (e = flowmap_locked(fm, *pos)); pos = &e->next) {
+		if (e != old)
+			continue;
+		/* readers on @old still go on by its next */
+		rcu_assign_pointer(*pos, flowmap_locked(fm, old->next));
+		fm->entries--;
+		return;
+	}
+}
+
+/* Both directions, or none */
+static int flowmap_publish(struct flowmap *fm, struct flowmap_flow *ff)
+{
+	int err = -ENOSPC;
+
+	spin_lock_bh(&fm->lock);
+	if (fm->entries + FLOW_OFFLOAD_DIR_MAX <= fm->map.max_entries) {
+		err = flowmap_link(fm, &ff->entry[FLOW_OFFLOAD_DIR_ORIGINAL]);
+		if (!err) {
+			err = flowmap_link(fm, &ff->entry[FLOW_OFFLOAD_DIR_REPLY]);
+			if (err)
+				flowmap_unlink(fm, &ff->entry[FLOW_OFFLOAD_DIR_ORIGINAL]);
+		}
+	}
+	if (err == -ENOSPC)
+		fm->full++;
+	spin_unlock_bh(&fm->lock);
+	return err;
+}
+
+static void flowmap_snoop_teardown(struct nf_flow_snooper *snooper,
+				   struct flow_offload *flow)
+{
+	struct flowmap *fm = container_of(snooper, struct flowmap, snooper);
+	struct flowmap_flow *ff = NULL;
+	struct bpf_flowmap_key k;
+	struct flowmap_entry *e;
+
+	flowmap_key_from_tuple(&k, &flow->tuplehash[FLOW_OFFLOAD_DIR_ORIGINAL].tuple);
+
+	spin_lock_bh(&fm->lock);
+	e = flowmap_find(fm, &k);
+	if (e && flowmap_flow_of(e)->flow == flow) {
+		ff = flowmap_flow_of(e);
+		flowmap_unlink(fm, &ff->entry[FLOW_OFFLOAD_DIR_ORIGINAL]);
+		flowmap_unlink(fm, &ff->entry[FLOW_OFFLOAD_DIR_REPLY]);
+	}
+	spin_unlock_bh(&fm->lock);
+
+	if (ff)
+		call_rcu(&ff->rcu, flowmap_free_flow_rcu);
+}
+
+static void flowmap_snoop_add(struct nf_flow_snooper *snooper, struct flow_offload *flow)
+{
+	struct flowmap *fm = container_of(snooper, struct flowmap, snooper);
+	struct flowmap_flow *ff;
+
+	ff = bpf_modular_map_cache_alloc(&fm->map, flowmap_cache,
+					 GFP_ATOMIC | __GFP_ZERO | __GFP_NOWARN);
+	if (!ff) {
+		spin_lock_bh(&fm->lock);
+		fm->full++;
+		spin_unlock_bh(&fm->lock);
+		return;
+	}
+	ff->flow = flow;
+	ff->ct = flow->ct;
+	flowmap_fill_entry(fm, ff, FLOW_OFFLOAD_DIR_ORIGINAL);
+	flowmap_fill_entry(fm, ff, FLOW_OFFLOAD_DIR_REPLY);
+
+	if (flowmap_publish(fm, ff)) {
+		/* one direction may have been seen for a moment */
+		call_rcu(&ff->rcu, flowmap_free_flow_rcu);
+		return;
+	}
+	/* Whoever tore the flow down meanwhile has not found it. Pairs with
+	 * test_and_set_bit() in flow_offload_teardown().
+	 */
+	smp_mb();
+	if (test_bit(NF_FLOW_TEARDOWN, &flow->flags))
+		flowmap_snoop_teardown(snooper, flow);
+}
+
+/* Call @fn for each entry; it may unlink it */
+static void flowmap_walk(struct flowmap *fm,
+			 void (*fn)(struct flowmap *fm, struct flowmap_entry *e, void *data),
+			 void *data)
+{
+	struct flowmap_entry *e;
+	u32 i;
+
+	for (i = 0; i <= fm->mask; i++) {
+		if (!rcu_access_pointer(fm->buckets[i]))
+			continue;
+		rcu_read_lock();
+		for (e = rcu_dereference(fm->buckets[i]); e; e = rcu_dereference(e->next))
+			fn(fm, e, data);
+		rcu_read_unlock();
+		cond_resched();
+	}
+}
+
+static void flowmap_forget(struct flowmap *fm, struct flowmap_entry *e, void *data)
+{
+	flowmap_snoop_teardown(&fm->snooper, flowmap_flow_of(e)->flow);
+}
+
+static void flowmap_snoop_net_exit(struct nf_flow_snooper *snooper)
+{
+	flowmap_walk(container_of(snooper, struct flowmap, snooper), flowmap_forget, NULL);
+}
+
+static const struct nf_flow_snoop_ops flowmap_snoop_ops = {
+	.add		= flowmap_snoop_add,
+	.teardown	= flowmap_snoop_teardown,
+	.net_exit	= flowmap_snoop_net_exit,
+};
+
+static void flowmap_dev_gone(struct flowmap *fm, struct flowmap_entry *e, void *data)
+{
+	struct flow_offload *flow = flowmap_flow_of(e)->flow;
+	const struct flow_offload_tuple *tuple = &flow->tuplehash[e->dir].tuple;
+	const struct net_device *dev = data;
+
+	if (tuple->iifidx == dev->ifindex || e->value.ifindex == dev->ifindex ||
+	    (tuple->xmit_type == FLOW_OFFLOAD_XMIT_NEIGH &&
+	     tuple->dst_cache->dev == dev) ||
+	    (tuple->xmit_type == FLOW_OFFLOAD_XMIT_DIRECT &&
+	     tuple->out.ifidx == dev->ifindex))
+		flow_offload_teardown(flow);
+}
+
+/* What was published of the device may not be so any more */
+static int flowmap_netdev_event(struct notifier_block *nb, unsigned long event, void *ptr)
+{
+	struct net_device *dev = netdev_notifier_info_to_dev(ptr);
+	struct flowmap *fm;
+
+	switch (event) {
+	case NETDEV_CHANGE:
+		if (netif_carrier_ok(dev))
+			return NOTIFY_DONE;
+		break;
+	case NETDEV_DOWN:
+	case NETDEV_UNREGISTER:
+	case NETDEV_CHANGEMTU:
+	case NETDEV_CHANGEADDR:
+	case NETDEV_XDP_FEAT_CHANGE:
+		break;
+	default:
+		return NOTIFY_DONE;
+	}
+
+	mutex_lock(&flowmaps_mutex);
+	list_for_each_entry(fm, &flowmaps, list)
+		if (fm->snooper.net == dev_net(dev))
+			flowmap_walk(fm, flowmap_dev_gone, dev);
+	mutex_unlock(&flowmaps_mutex);
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block flowmap_netdev_notifier = {
+	.notifier_call	= flowmap_netdev_event,
+};
+
+/* Packets */
+
+/* Something conntrack says has changed. Return: true if the entry is dying */
+static noinline bool flowmap_ct_changed(struct flowmap_entry *e, const struct nf_conn *ct)
+{
+	flowmap_sync_ct(&e->value, ct);
+	return nf_ct_is_dying(ct);
+}
+
+static bool flowmap_ct_stale(struct flowmap_entry *e, const struct nf_conn *ct)
+{
+	bool same = e->value.ct_status == (u32)READ_ONCE(ct->status);
+
+#ifdef CONFIG_NF_CONNTRACK_MARK
+	same &= e->value.ct_mark == READ_ONCE(ct->mark);
+#endif
+	return unlikely(!same) && flowmap_ct_changed(e, ct);
+}
+
+static bool flowmap_neigh_usable(const struct neighbour *neigh)
+{
+	return (READ_ONCE(neigh->nud_state) & NUD_VALID) && !READ_ONCE(neigh->dead);
+}
+
+static bool flowmap_neigh_moved(const struct flowmap_entry *e)
+{
+	return READ_ONCE(e->neigh->dead) ||
+	       !ether_addr_equal_unaligned(e->neigh->ha, e->value.h_dest);
+}
+
+static noinline void flowmap_refresh(struct flowmap_entry *e)
+{
+	WRITE_ONCE(e->stamp, (u32)jiffies);
+	WRITE_ONCE(e->value.last_used, (u32)ktime_get_seconds());
+	flowmap_sync_ct(&e->value, flowmap_flow_of(e)->ct);
+	nf_flow_snoop_refresh(flowmap_flow_of(e)->flow);
+	/* as neigh_output() would: a stale neighbour is probed */
+	if (e->neigh)
+		neigh_event_send(e->neigh, NULL);
+}
+
+static noinline void flowmap_count(struct flowmap_entry *e, u32 packets, u64 bytes)
+{
+	struct bpf_flowmap_value *v = &e->value;
+
+	if (e->count & FLOWMAP_COUNT_VALUE) {
+		atomic64_add(packets, (atomic64_t *)&v->packets);
+		atomic64_add(bytes, (atomic64_t *)&v->bytes);
+	}
+	if (e->count & FLOWMAP_COUNT_CT)
+		nf_ct_acct_add(flowmap_flow_of(e)->ct, e->dir, packets, bytes);
+}
+
+/* The packet, or the flow, is out of the ordinary. Return: what the look-up
+ * returns, ERR_PTR(-EAGAIN) to go on as usual
+ */
+static noinline void *flowmap_lookup_special(struct flowmap_entry *e,
+					     const struct bpf_flowmap_key *k)
+{
+	u32 needs = e->value.flags & BPF_FLOWMAP_NEEDS_STACK;
+
+	if (k->flags & ~FLOWMAP_KEY_FLAGS)
+		return NULL;
+	if (k->flags & BPF_FLOWMAP_KEY_SKB)
+		needs &= ~BPF_FLOWMAP_NO_XMIT;
+	if (needs && (k->flags & BPF_FLOWMAP_KEY_STACK))
+		return &e->value;
+	if (k->len > e->value.mtu)
+		return NULL;
+	if (k->tcp_flags & (TCPHDR_FIN | TCPHDR_RST)) {
+		flow_offload_teardown(flowmap_flow_of(e)->flow);
+		return NULL;
+	}
+	if (!needs)
+		return ERR_PTR(-EAGAIN);
+	/* resolved by now: to be published anew, with the address */
+	if ((needs & BPF_FLOWMAP_NO_NEIGH) && e->neigh &&
+	    flowmap_neigh_usable(e->neigh))
+		flow_offload_teardown(flowmap_flow_of(e)->flow);
+	return NULL;
+}
+
+static void *flowmap_lookup_elem(struct bpf_map *map, void *key)
+{
+	const struct bpf_flowmap_key *k = key;
+	const struct flow_offload_tuple *tuple;
+	struct flowmap_flow *ff;
+	struct flowmap_entry *e;
+
+	e = flowmap_find(to_flowmap(map), k);
+	if (!e)
+		return NULL;
+
+	if (unlikely((k->tcp_flags & (TCPHDR_FIN | TCPHDR_RST)) | k->flags |
+		     (e->value.flags & BPF_FLOWMAP_NEEDS_STACK) |
+		     k->len > e->value.mtu)) {
+		void *ret = flowmap_lookup_special(e, k);
+
+		if (ret != ERR_PTR(-EAGAIN))
+			return ret;
+	}
+
+	ff = flowmap_flow_of(e);
+	tuple = &ff->flow->tuplehash[e->dir].tuple;
+	if (flowmap_ct_stale(e, ff->ct))
+		goto teardown;
+	if (tuple->xmit_type == FLOW_OFFLOAD_XMIT_NEIGH &&
+	    !dst_check(tuple->dst_cache, tuple->dst_cookie))
+		goto teardown;
+	if (e->neigh) {
+		if (unlikely(flowmap_neigh_moved(e)))
+			goto teardown;
+		if (unlikely(!flowmap_neigh_usable(e->neigh)))
+			return NULL;
+	}
+
+	if (unlikely((u32)jiffies - READ_ONCE(e->stamp) >= HZ))
+		flowmap_refresh(e);
+	if (unlikely(e->count))
+		flowmap_count(e, 1, k->len);
+	return &e->value;
+
+teardown:
+	flow_offload_teardown(ff->flow);
+	return NULL;
+}
+
+/* User space */
+
+static void *flowmap_lookup_elem_sys(struct bpf_map *map, void *key)
+{
+	struct flowmap_entry *e = flowmap_find(to_flowmap(map), key);
+
+	if (!e)
+		return NULL;
+	flowmap_sync_ct(&e->value, flowmap_flow_of(e)->ct);
+	return &e->value;
+}
+
+/* Credit packets that others forwarded: a NIC, say */
+static long flowmap_update_elem(struct bpf_map *map, void *key, void *value, u64 flags)
+{
+	const struct bpf_flowmap_value *credit = value;
+	struct bpf_flowmap_value rest = *credit;
+	struct flowmap_entry *e;
+
+	if (flags != BPF_EXIST)
+		return -EOPNOTSUPP;
+	rest.packets = 0;
+	rest.bytes = 0;
+	if (memchr_inv(&rest, 0, sizeof(rest)) || credit->packets > U32_MAX)
+		return -EINVAL;
+
+	e = flowmap_find(to_flowmap(map), key);
+	if (!e)
+		return -ENOENT;
+	flowmap_count(e, credit->packets, credit->bytes);
+	flowmap_refresh(e);
+	return 0;
+}
+
+static long flowmap_delete_elem(struct bpf_map *map, void *key)
+{
+	struct flowmap_entry *e = flowmap_find(to_flowmap(map), key);
+
+	if (!e)
+		return -ENOENT;
+	flow_offload_teardown(flowmap_flow_of(e)->flow);
+	return 0;
+}
+
+static int flowmap_get_next_key(struct bpf_map *map, void *key, void *next)
+{
+	struct flowmap *fm = to_flowmap(map);
+	struct flowmap_entry __rcu **bucket = fm->buckets;
+	struct flowmap_entry *e = NULL;
+	u64 words[FLOWMAP_WORDS];
+
+	if (key) {
+		flowmap_key_words(fm, key, words);
+		bucket = flowmap_bucket(fm, words);
+		for (e = flowmap_deref(*bucket); e; e = flowmap_deref(e->next))
+			if (flowmap_cmp(e, key, words) > 0)
+				break;
+		bucket++;
+	}
+	for (; !e && bucket <= &fm->buckets[fm->mask]; bucket++)
+		e = flowmap_deref(*bucket);
+	if (!e)
+		return -ENOENT;
+	flowmap_key_from_entry(next, e);
+	return 0;
+}
+
+static long flowmap_for_each(struct bpf_map *map, bpf_callback_t callback,
+			     void *ctx, u64 flags)
+{
+	struct flowmap *fm = to_flowmap(map);
+	struct bpf_flowmap_key k;
+	struct flowmap_entry *e;
+	u32 i, done = 0;
+
+	if (flags)
+		return -EINVAL;
+
+	for (i = 0; i <= fm->mask; i++) {
+		for (e = flowmap_deref(fm->buckets[i]); e; e = flowmap_deref(e->next)) {
+			flowmap_key_from_entry(&k, e);
+			done++;
+			if (callback((u64)(long)map, (u64)(long)&k,
+				     (u64)(long)&e->value, (u64)(long)ctx, 0))
+				return done;
+		}
+	}
+	return done;
+}
+
+/* The map */
+
+static int flowmap_alloc_check(union bpf_attr *attr)
+{
+	if (attr->key_size != sizeof(struct bpf_flowmap_key) ||
+	    attr->value_size != sizeof(struct bpf_flowmap_value) ||
+	    attr->max_entries < FLOW_OFFLOAD_DIR_MAX ||
+	    attr->map_extra & ~FLOWMAP_MAP_EXTRA)
+		return -EINVAL;
+	return attr->max_entries > FLOWMAP_MAX_ENTRIES ? -E2BIG : 0;
+}
+
+static void flowmap_free(struct bpf_map *map)
+{
+	struct flowmap *fm = to_flowmap(map);
+
+	nf_flow_snoop_unregister(&fm->snooper);
+	mutex_lock(&flowmaps_mutex);
+	list_del(&fm->list);
+	mutex_unlock(&flowmaps_mutex);
+	flowmap_walk(fm, flowmap_forget, NULL);
+	bpf_map_area_free(fm->buckets);
+	bpf_map_area_free(fm);
+}
+
+static struct bpf_map *flowmap_alloc(union bpf_attr *attr)
+{
+	int node = bpf_map_attr_numa_node(attr);
+	struct flowmap *fm;
+
+	fm = bpf_map_area_alloc(sizeof(*fm), node);
+	if (!fm)
+		return ERR_PTR(-ENOMEM);
+	bpf_map_init_from_attr(&fm->map, attr);
+	/* half as many buckets as entries: chains of two in a full map */
+	fm->mask = roundup_pow_of_two(attr->max_entries) / 2 - 1;
+	fm->buckets = bpf_map_area_alloc((u64)(fm->mask + 1) * sizeof(*fm->buckets), node);
+	if (!fm->buckets) {
+		bpf_map_area_free(fm);
+		return ERR_PTR(-ENOMEM);
+	}
+	get_random_bytes(fm->seed, sizeof(fm->seed));
+	spin_lock_init(&fm->lock);
+
+	mutex_lock(&flowmaps_mutex);
+	list_add(&fm->list, &flowmaps);
+	mutex_unlock(&flowmaps_mutex);
+	fm->snooper.ops = &flowmap_snoop_ops;
+	nf_flow_snoop_register(&fm->snooper, current->nsproxy->net_ns);
+	return &fm->map;
+}
+
+static u64 flowmap_mem_usage(const struct bpf_map *map)
+{
+	const struct flowmap *fm = to_flowmap(map);
+
+	return sizeof(*fm) + (u64)(fm->mask + 1) * sizeof(*fm->buckets) +
+	       (u64)READ_ONCE(fm->entries) / FLOW_OFFLOAD_DIR_MAX *
+	       kmem_cache_size(flowmap_cache);
+}
+
+static int flowmap_check_btf(const struct bpf_map *map, const struct btf *btf,
+			     const struct btf_type *key_type,
+			     const struct btf_type *value_type)
+{
+	/* sizes have been compared, and say which layout is meant */
+	return __btf_type_is_struct(key_type) && __btf_type_is_struct(value_type) ?
+	       0 : -EINVAL;
+}
+
+static const struct bpf_map_ops flowmap_ops = {
+	.map_alloc_check		= flowmap_alloc_check,
+	.map_alloc			= flowmap_alloc,
+	.map_free			= flowmap_free,
+	.map_lookup_elem		= flowmap_lookup_elem,
+	.map_lookup_elem_sys_only	= flowmap_lookup_elem_sys,
+	.map_update_elem		= flowmap_update_elem,
+	.map_delete_elem		= flowmap_delete_elem,
+	.map_get_next_key		= flowmap_get_next_key,
+	.map_for_each_callback		= flowmap_for_each,
+	.map_check_btf			= flowmap_check_btf,
+	.map_mem_usage			= flowmap_mem_usage,
+};
+
+static const u16 flowmap_helpers[] = {
+	BPF_FUNC_map_lookup_elem,
+	BPF_FUNC_map_update_elem,
+	BPF_FUNC_map_delete_elem,
+	BPF_FUNC_for_each_map_elem,
+	0
+};
+
+static const struct bpf_modular_map_type flowmap_type = {
+	.type		= BPF_MAP_TYPE_FLOWMAP,
+	.name		= "flowmap",
+	.ops		= &flowmap_ops,
+	.prog_types	= BIT_ULL(BPF_PROG_TYPE_XDP) |
+			  BIT_ULL(BPF_PROG_TYPE_SCHED_CLS) |
+			  BIT_ULL(BPF_PROG_TYPE_SCHED_ACT),
+	.helpers	= flowmap_helpers,
+	.cap		= CAP_NET_ADMIN,
+	.map_flags	= FLOWMAP_MAP_FLAGS,
+	.flags		= BPF_MODULAR_MAP_EXTRA |
+			  BPF_MODULAR_MAP_VALUE_RDONLY |
+			  BPF_MODULAR_MAP_GENERIC_BATCH,
+};
+
+static struct bpf_modular_map *flowmap_modular;
+
+static int __init flowmap_init(void)
+{
+	int err;
+
+	flowmap_cache = KMEM_CACHE(flowmap_flow, 0);
+	if (!flowmap_cache)
+		return -ENOMEM;
+	err = register_netdevice_notifier(&flowmap_netdev_notifier);
+	if (err)
+		goto destroy_cache;
+	flowmap_modular = bpf_modular_map_register(&flowmap_type);
+	if (IS_ERR(flowmap_modular)) {
+		err = PTR_ERR(flowmap_modular);
+		goto unregister_notifier;
+	}
+	return 0;
+
+unregister_notifier:
+	unregister_netdevice_notifier(&flowmap_netdev_notifier);
+destroy_cache:
+	kmem_cache_destroy(flowmap_cache);
+	return err;
+}
+
+static void __exit flowmap_exit(void)
+{
+	bpf_modular_map_unregister(flowmap_modular);
+	unregister_netdevice_notifier(&flowmap_netdev_notifier);
+	rcu_barrier(); /* flowmap_free_flow_rcu() */
+	kmem_cache_destroy(flowmap_cache);
+}
+
+module_init(flowmap_init);
+module_exit(flowmap_exit);
+
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("Netfilter flow table as a BPF map");
+MODULE_ALIAS("bpf-map-type-" __stringify(BPF_MAP_TYPE_FLOWMAP));
