@@ -43,7 +43,9 @@
 #include <linux/module.h>
 #include <linux/netdevice.h>
 #include <linux/netfilter/nf_flow_table_snoop.h>
+#include <linux/proc_fs.h>
 #include <linux/random.h>
+#include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/timekeeping.h>
 #include <linux/unaligned.h>
@@ -117,7 +119,7 @@ struct flowmap_flow {
  * @list:     in flowmaps
  * @lock:     for changes of the buckets and of the numbers below
  * @entries:  entries that are published
- * @full:     flows that stayed on the slow path for want of room
+ * @full:     flows that stayed on the slow path for want of room or memory
  */
 struct flowmap {
 	struct bpf_map map;
@@ -127,7 +129,8 @@ struct flowmap {
 
 	struct nf_flow_snooper snooper ____cacheline_aligned_in_smp;
 	struct list_head list;
-	spinlock_t lock; /* see above */
+	/* for changes of the buckets and of the numbers below */
+	spinlock_t lock;
 	u32 entries;
 	u64 full;
 };
@@ -772,8 +775,8 @@ static void *flowmap_lookup_elem(struct bpf_map *map, void *key)
 	if (!e)
 		return NULL;
 
-	if (unlikely((k->tcp_flags & (TCPHDR_FIN | TCPHDR_RST)) | k->flags |
-		     (e->value.flags & BPF_FLOWMAP_NEEDS_STACK) |
+	if (unlikely((k->tcp_flags & (TCPHDR_FIN | TCPHDR_RST)) || k->flags ||
+		     (e->value.flags & BPF_FLOWMAP_NEEDS_STACK) ||
 		     k->len > e->value.mtu)) {
 		void *ret = flowmap_lookup_special(e, k);
 
@@ -846,6 +849,19 @@ static long flowmap_delete_elem(struct bpf_map *map, void *key)
 
 	if (!e)
 		return -ENOENT;
+	flow_offload_teardown(flowmap_flow_of(e)->flow);
+	return 0;
+}
+
+static int flowmap_lookup_and_delete_elem(struct bpf_map *map, void *key,
+					  void *value, u64 flags)
+{
+	struct flowmap_entry *e = flowmap_find(to_flowmap(map), key);
+
+	if (!e)
+		return -ENOENT;
+	flowmap_sync_ct(&e->value, flowmap_flow_of(e)->ct);
+	memcpy(value, &e->value, sizeof(e->value));
 	flow_offload_teardown(flowmap_flow_of(e)->flow);
 	return 0;
 }
@@ -974,6 +990,7 @@ static const struct bpf_map_ops flowmap_ops = {
 	.map_lookup_elem_sys_only	= flowmap_lookup_elem_sys,
 	.map_update_elem		= flowmap_update_elem,
 	.map_delete_elem		= flowmap_delete_elem,
+	.map_lookup_and_delete_elem	= flowmap_lookup_and_delete_elem,
 	.map_get_next_key		= flowmap_get_next_key,
 	.map_for_each_callback		= flowmap_for_each,
 	.map_check_btf			= flowmap_check_btf,
@@ -1003,6 +1020,42 @@ static const struct bpf_modular_map_type flowmap_type = {
 			  BPF_MODULAR_MAP_GENERIC_BATCH,
 };
 
+/* /proc/net/nf_flowmap: the namespace's maps, and how full they are */
+
+static int flowmap_proc_show(struct seq_file *m, void *v)
+{
+	struct net *net = seq_file_single_net(m);
+	struct flowmap *fm;
+
+	seq_puts(m, "id\tentries\tmax_entries\tfull\n");
+	mutex_lock(&flowmaps_mutex);
+	list_for_each_entry(fm, &flowmaps, list)
+		if (fm->snooper.net == net)
+			seq_printf(m, "%u\t%u\t%u\t%llu\n", fm->map.id,
+				   READ_ONCE(fm->entries), fm->map.max_entries,
+				   READ_ONCE(fm->full));
+	mutex_unlock(&flowmaps_mutex);
+	return 0;
+}
+
+static int __net_init flowmap_net_init(struct net *net)
+{
+	if (!IS_ENABLED(CONFIG_PROC_FS))
+		return 0;
+	return proc_create_net_single("nf_flowmap", 0444, net->proc_net,
+				      flowmap_proc_show, NULL) ? 0 : -ENOMEM;
+}
+
+static void __net_exit flowmap_net_exit(struct net *net)
+{
+	remove_proc_entry("nf_flowmap", net->proc_net);
+}
+
+static struct pernet_operations flowmap_net_ops = {
+	.init	= flowmap_net_init,
+	.exit	= flowmap_net_exit,
+};
+
 static struct bpf_modular_map *flowmap_modular;
 
 static int __init flowmap_init(void)
@@ -1012,9 +1065,12 @@ static int __init flowmap_init(void)
 	flowmap_cache = KMEM_CACHE(flowmap_flow, 0);
 	if (!flowmap_cache)
 		return -ENOMEM;
-	err = register_netdevice_notifier(&flowmap_netdev_notifier);
+	err = register_pernet_subsys(&flowmap_net_ops);
 	if (err)
 		goto destroy_cache;
+	err = register_netdevice_notifier(&flowmap_netdev_notifier);
+	if (err)
+		goto unregister_net;
 	flowmap_modular = bpf_modular_map_register(&flowmap_type);
 	if (IS_ERR(flowmap_modular)) {
 		err = PTR_ERR(flowmap_modular);
@@ -1024,6 +1080,8 @@ static int __init flowmap_init(void)
 
 unregister_notifier:
 	unregister_netdevice_notifier(&flowmap_netdev_notifier);
+unregister_net:
+	unregister_pernet_subsys(&flowmap_net_ops);
 destroy_cache:
 	kmem_cache_destroy(flowmap_cache);
 	return err;
@@ -1033,6 +1091,7 @@ static void __exit flowmap_exit(void)
 {
 	bpf_modular_map_unregister(flowmap_modular);
 	unregister_netdevice_notifier(&flowmap_netdev_notifier);
+	unregister_pernet_subsys(&flowmap_net_ops);
 	rcu_barrier(); /* flowmap_free_flow_rcu() */
 	kmem_cache_destroy(flowmap_cache);
 }

@@ -37,6 +37,7 @@
 #include <linux/sysfs.h>
 
 #include "../disasm.h"
+#include "modular_maps.h"
 
 #define BPF_MODULAR_MAP_FLAGS	(BPF_MODULAR_MAP_EXTRA |	\
 				 BPF_MODULAR_MAP_VALUE_RDONLY |	\
@@ -117,6 +118,8 @@ static void modular_map_fill_ops(struct bpf_map_ops *ops, u32 flags)
 		ops->map_delete_elem = modular_map_no_delete;
 	if (!ops->map_get_next_key)
 		ops->map_get_next_key = modular_map_no_next_key;
+	if (!ops->iter_seq_info)
+		ops->iter_seq_info = &modular_map_iter_seq_info;
 	ops->map_btf_id = modular_map_btf_id;
 }
 
