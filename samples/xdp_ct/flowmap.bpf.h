@@ -86,6 +86,9 @@ typedef __u16 __attribute__((may_alias)) flowmap_u16;
 typedef __u32 __attribute__((may_alias)) flowmap_u32;
 typedef __u64 __attribute__((may_alias)) flowmap_u64;
 
+/* bytes behind the IP header that must be there: ports and a UDP header */
+#define FLOWMAP_L4_MIN		sizeof(struct udphdr)
+
 static __always_inline void flowmap_copy32(void *to, const void *from)
 {
 	*(flowmap_u32 *)to = *(const flowmap_u32 *)from;
@@ -134,7 +137,7 @@ static __always_inline bool flowmap_tcp_flags_ok(__u8 flags)
 	       flags == (FLOWMAP_TCP_RST | FLOWMAP_TCP_ACK);
 }
 
-/* 8 bytes at @l4 are there; @len is what the IP header says is there */
+/* @len is what the IP header says is there: FLOWMAP_L4_MIN and more */
 static __always_inline enum flowmap_reason
 flowmap_parse_l4(void *l4, void *end, __u32 len, struct bpf_flowmap_key *key)
 {
@@ -144,7 +147,8 @@ flowmap_parse_l4(void *l4, void *end, __u32 len, struct bpf_flowmap_key *key)
 	if (key->l4proto == IPPROTO_UDP) {
 		__u32 udp_len = bpf_ntohs(udp->len);
 
-		if (udp_len < sizeof(*udp) || udp_len > len)
+		/* unsigned: too short is too long, too */
+		if (udp_len - sizeof(*udp) > len - sizeof(*udp))
 			return flowmap_pass(FLOWMAP_LENGTH);
 	} else if (key->l4proto == IPPROTO_TCP) {
 		__u32 tcp_len;
@@ -158,8 +162,6 @@ flowmap_parse_l4(void *l4, void *end, __u32 len, struct bpf_flowmap_key *key)
 		if (!flowmap_tcp_flags_ok(key->tcp_flags))
 			return flowmap_pass(FLOWMAP_TCP_FLAGS);
 	} else if (key->l4proto == IPPROTO_GRE) {
-		if (len < sizeof(__be32))
-			return flowmap_pass(FLOWMAP_LENGTH);
 		if (*(__be16 *)l4 & bpf_htons(FLOWMAP_GRE_VERSION))
 			return flowmap_pass(FLOWMAP_PROTOCOL);
 		return FLOWMAP_FORWARDED; /* no ports */
@@ -171,16 +173,19 @@ flowmap_parse_l4(void *l4, void *end, __u32 len, struct bpf_flowmap_key *key)
 	return FLOWMAP_FORWARDED;
 }
 
-/* The header and 8 bytes behind it are there, and @room bytes at @ip in all */
+/* @room is what there is at @ip: the header and FLOWMAP_L4_MIN, at least */
 static __always_inline enum flowmap_reason
 flowmap_parse_ipv4(struct iphdr *ip, void *end, __u64 room, struct bpf_flowmap_key *key)
 {
+	const __u32 min = sizeof(*ip) + FLOWMAP_L4_MIN;
+
 	key->len = bpf_ntohs(ip->tot_len);
 
 	if (*(__u8 *)ip != 0x45)
 		return flowmap_pass(ip->version == 4 && ip->ihl > 5 ?
 				    FLOWMAP_IP_OPTIONS : FLOWMAP_IP_HEADER);
-	if (key->len < sizeof(*ip) || key->len > room)
+	/* unsigned: too short is too long, too */
+	if ((__u64)key->len - min > room - min)
 		return flowmap_pass(FLOWMAP_LENGTH);
 	if (!flowmap_ip_csum_ok(ip))
 		return flowmap_pass(FLOWMAP_IP_HEADER);
@@ -203,12 +208,12 @@ flowmap_parse_ipv6(struct ipv6hdr *ip, void *end, __u64 room, struct bpf_flowmap
 	__u32 len = bpf_ntohs(ip->payload_len);
 	int i;
 
-	if ((void *)(ip + 1) + sizeof(struct udphdr) > end)
+	if ((void *)(ip + 1) + FLOWMAP_L4_MIN > end)
 		return flowmap_pass(FLOWMAP_LENGTH);
 	if (ip->version != 6)
 		return flowmap_pass(FLOWMAP_IP_HEADER);
 	key->len = len + sizeof(*ip);
-	if (key->len > room)
+	if (len < FLOWMAP_L4_MIN || key->len > room)
 		return flowmap_pass(FLOWMAP_LENGTH);
 	if (ip->hop_limit <= 1)
 		return flowmap_pass(FLOWMAP_TTL);
@@ -220,17 +225,6 @@ flowmap_parse_ipv6(struct ipv6hdr *ip, void *end, __u64 room, struct bpf_flowmap
 		flowmap_copy32((__be32 *)&key->addr.v6 + i, (__be32 *)&ip->saddr + i);
 
 	return flowmap_parse_l4(ip + 1, end, len, key);
-}
-
-/* Header of an IP packet in a frame of a device, or in an encapsulation */
-static __always_inline enum flowmap_reason
-flowmap_parse_ip(void *ip, void *end, __u64 room, __be16 proto, struct bpf_flowmap_key *key)
-{
-	if (proto == bpf_htons(ETH_P_IP))
-		return flowmap_parse_ipv4(ip, end, room, key);
-	if (proto == bpf_htons(ETH_P_IPV6))
-		return flowmap_parse_ipv6(ip, end, room, key);
-	return flowmap_pass(FLOWMAP_NOT_IP);
 }
 
 /* A VLAN tag or PPPoE header at @pos, of type @proto; the next if it is right */
@@ -287,34 +281,50 @@ flowmap_parse(struct xdp_md *ctx, struct bpf_flowmap_key *key)
 	key->ifindex = ctx->ingress_ifindex;
 
 	/* no frame with less can be forwarded: one check for most of it */
-	if (data + ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr) > end)
+	if (data + ETH_HLEN + sizeof(struct iphdr) + FLOWMAP_L4_MIN > end)
 		return flowmap_pass(FLOWMAP_LENGTH);
 
 	proto = *(flowmap_u16 *)(data + offsetof(struct ethhdr, h_proto));
 	room = end - data - ETH_HLEN;
 	data += ETH_HLEN;
-	if (proto == bpf_htons(ETH_P_IP) || proto == bpf_htons(ETH_P_IPV6))
-		return flowmap_parse_ip(data, end, room, proto, key);
+	if (proto == bpf_htons(ETH_P_IP))
+		return flowmap_parse_ipv4(data, end, room, key);
+	if (proto == bpf_htons(ETH_P_IPV6))
+		return flowmap_parse_ipv6(data, end, room, key);
 
 	data = flowmap_parse_encap(data, end, &room, &proto, &key->encap[0]);
 	if (data && proto != bpf_htons(ETH_P_IP) && proto != bpf_htons(ETH_P_IPV6))
 		data = flowmap_parse_encap(data, end, &room, &proto, &key->encap[1]);
 	if (!data)
 		return flowmap_pass(FLOWMAP_NOT_IP);
-	if (data + sizeof(struct iphdr) + sizeof(struct udphdr) > end)
+	/* PPPoE may say that there is less than the frame has */
+	if (data + sizeof(struct iphdr) + FLOWMAP_L4_MIN > end ||
+	    room < sizeof(struct iphdr) + FLOWMAP_L4_MIN)
 		return flowmap_pass(FLOWMAP_LENGTH);
-	return flowmap_parse_ip(data, end, room, proto, key);
+	if (proto == bpf_htons(ETH_P_IP))
+		return flowmap_parse_ipv4(data, end, room, key);
+	if (proto == bpf_htons(ETH_P_IPV6))
+		return flowmap_parse_ipv6(data, end, room, key);
+	return flowmap_pass(FLOWMAP_NOT_IP);
 }
 
-/* RFC 1624, eqn. 3, with the difference of all fields that change at once: of
- * 16 bits, or the sum of two such
- */
-static __always_inline __u16 flowmap_csum_update(__u16 check, __u32 diff)
+static __always_inline __u32 flowmap_csum_fold(__u32 sum)
 {
-	__u32 sum = (__u16)~check + diff;
+	return (sum & 0xffff) + (sum >> 16);
+}
 
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~(sum + (sum >> 16));
+/* RFC 1624, eqn. 3, with the difference of all fields that change at once */
+static __always_inline __u16 flowmap_csum_update(__u16 check, __u16 diff)
+{
+	return ~flowmap_csum_fold((__u16)~check + (__u32)diff);
+}
+
+/* The same, and the TTL: one off it is the complement of 0x0100 in the sum */
+static __always_inline __u16 flowmap_csum_update_ttl(__u16 check, __u16 diff)
+{
+	__u32 sum = (__u16)~check + (__u32)diff + bpf_htons(0xfeff);
+
+	return ~flowmap_csum_fold(flowmap_csum_fold(sum));
 }
 
 static __always_inline bool
@@ -347,12 +357,11 @@ static __always_inline bool
 flowmap_rewrite_ipv4(struct iphdr *ip, void *end, __u8 l4proto,
 		     const struct bpf_flowmap_value *value)
 {
-	if ((void *)(ip + 1) + sizeof(struct udphdr) > end ||
+	if ((void *)(ip + 1) + FLOWMAP_L4_MIN > end ||
 	    !flowmap_rewrite_l4(ip + 1, end, l4proto, value))
 		return false;
 
-	/* one off the TTL is the complement of 0x0100 in the sum */
-	ip->check = flowmap_csum_update(ip->check, value->ip_csum_diff + bpf_htons(0xfeff));
+	ip->check = flowmap_csum_update_ttl(ip->check, value->ip_csum_diff);
 	ip->ttl--;
 	flowmap_copy64(&ip->saddr, &value->addr.v4); /* and daddr */
 	return true;
@@ -364,7 +373,7 @@ flowmap_rewrite_ipv6(struct ipv6hdr *ip, void *end, __u8 l4proto,
 {
 	int i;
 
-	if ((void *)(ip + 1) + sizeof(struct udphdr) > end ||
+	if ((void *)(ip + 1) + FLOWMAP_L4_MIN > end ||
 	    !flowmap_rewrite_l4(ip + 1, end, l4proto, value))
 		return false;
 
@@ -436,8 +445,9 @@ static __always_inline enum flowmap_reason
 flowmap_rewrite(struct xdp_md *ctx, const struct bpf_flowmap_key *key,
 		const struct bpf_flowmap_value *value)
 {
+	void *end = (void *)(long)ctx->data_end;
+	void *data = (void *)(long)ctx->data;
 	__u32 l2_len = ETH_HLEN;
-	void *data, *end;
 	__u64 trailer;
 	bool ok;
 
@@ -448,15 +458,18 @@ flowmap_rewrite(struct xdp_md *ctx, const struct bpf_flowmap_key *key,
 		grow = l2_len - flowmap_l2_len(key->encap);
 		if (grow && bpf_xdp_adjust_head(ctx, -grow))
 			return FLOWMAP_HEADROOM;
+
+		data = (void *)(long)ctx->data;
+		end = (void *)(long)ctx->data_end;
+		if (data + ETH_HLEN + 2 * sizeof(struct flowmap_pppoe) > end)
+			return FLOWMAP_LENGTH;
 	}
 
-	data = (void *)(long)ctx->data;
-	end = (void *)(long)ctx->data_end;
 	if (key->family == AF_INET)
 		ok = flowmap_rewrite_ipv4(data + l2_len, end, key->l4proto, value);
 	else
 		ok = flowmap_rewrite_ipv6(data + l2_len, end, key->l4proto, value);
-	if (!ok || data + ETH_HLEN + 2 * sizeof(struct flowmap_pppoe) > end)
+	if (!ok)
 		return FLOWMAP_LENGTH;
 
 	flowmap_copy64(data, value->h_dest);
