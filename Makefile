@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The ways in. Each target makes what it needs, from the packages on; the steps
+# are the scripts in tests/vm/, which remember what they have done in build/.
+
+KERNEL ?= flowmap
+VM = tests/vm
+
+help:
+	@echo 'make demo              NAT real connections in XDP, in a virtual machine'
+	@echo 'make check             run all tests there (TESTS="tests/a.sh ..." for some)'
+	@echo 'make shell             the guest of the demo, up, with a prompt'
+	@echo 'make lint              checkpatch, sparse and shellcheck'
+	@echo 'make kernel            build what the guest boots (KERNEL=flowmap|stock|debug)'
+	@echo 'make apply KSRC=dir    lay overlay and patches over your kernel tree'
+	@echo 'make series            write it all as patches for git am, in build/series/'
+	@echo 'make clean             remove build/'
+	@echo
+	@echo '$(VM)/run [--smp N] [--icount] [--kernel VARIANT] [--] SCRIPT [ARG...]'
+	@echo '                       run a script of yours in the guest'
+
+packages:
+	@$(VM)/packages.sh
+
+source: packages
+	@$(VM)/source.sh
+
+kernel: source
+	@$(VM)/kernel.sh $(KERNEL)
+
+rootfs: packages
+	@$(VM)/rootfs.sh
+
+progs: packages kernel
+	@$(VM)/progs.sh
+
+setup: kernel rootfs progs
+
+demo: setup
+	@$(VM)/run --kernel $(KERNEL) tests/demo.sh
+
+shell: setup
+	@$(VM)/run --kernel $(KERNEL) --shell tests/demo.sh --shell
+
+check: setup
+	@$(VM)/check.sh $(TESTS)
+
+lint: kernel
+	@$(VM)/lint.sh
+
+apply:
+	@$(VM)/apply.sh $(KSRC)
+
+series: source
+	@$(VM)/series.sh
+
+clean:
+	rm -rf build
+
+.NOTPARALLEL:
+.PHONY: help packages source kernel rootfs progs setup demo shell check lint apply series clean
