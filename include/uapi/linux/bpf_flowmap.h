@@ -24,7 +24,7 @@
 #define BPF_FLOWMAP_ENCAP_MAX		2
 
 /* map_extra of BPF_MAP_CREATE */
-#define BPF_FLOWMAP_COUNTERS		(1ULL << 0) /* count packets and bytes */
+#define BPF_FLOWMAP_COUNTERS		1ULL /* count packets and bytes */
 
 /**
  * struct bpf_flowmap_encap - one encapsulation of a frame
