@@ -449,11 +449,21 @@ int bpf_modular_map_check_func(struct bpf_verifier_env *env,
 	return -EINVAL;
 }
 
+/* A program that extends another counts as what it extends. Maps are checked
+ * before saved_dst_prog_type is there for resolve_prog_type().
+ */
+static enum bpf_prog_type modular_map_prog_type(const struct bpf_prog *prog)
+{
+	if (prog->type == BPF_PROG_TYPE_EXT && prog->aux->dst_prog)
+		return prog->aux->dst_prog->type;
+	return resolve_prog_type(prog);
+}
+
 int bpf_modular_map_check_prog(struct bpf_verifier_env *env,
 			       const struct bpf_map *map)
 {
 	const struct bpf_modular_map_type *type = bpf_map_modular(map)->type;
-	enum bpf_prog_type prog_type = resolve_prog_type(env->prog);
+	enum bpf_prog_type prog_type = modular_map_prog_type(env->prog);
 
 	if (prog_type >= 64 || !(type->prog_types & BIT_ULL(prog_type))) {
 		bpf_log(&env->log, "map type %s cannot be used by program type %d\n",
