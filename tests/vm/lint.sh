@@ -1,0 +1,71 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# make lint: shellcheck on shell, the kernel's own checkpatch --strict on C and
+# patches, sparse with endian checks on the kernel's files. A finding fails.
+# Prints KTAP.
+
+# shellcheck source=tests/vm/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+tree=$SRC/flowmap
+n=0
+bad=0
+cd "$REPO" || exit 1
+
+# result NAME: by standard input, which is what was found
+result()
+{
+	local found
+
+	found=$(cat)
+	n=$((n + 1))
+	if [ -z "$found" ]; then
+		echo "ok $n - $1"
+	else
+		printf '%s\n' "$found" | head -60 | sed 's/^/# /'
+		echo "not ok $n - $1"
+		bad=1
+	fi
+}
+
+# files GLOB...: of ours, whether or not git knows them yet
+files()
+{
+	git ls-files -co --exclude-standard -- "$@" | sort -u
+}
+
+checkpatch()
+{
+	"$tree/scripts/checkpatch.pl" --root="$tree" --strict --terse --no-summary \
+		--show-types "$@" 2>&1
+}
+
+files '*.sh' .ci/run tests/vm/run tests/vm/guest-init '*.bash-completion' |
+	xargs shellcheck -x --format=gcc 2>&1 | result "shellcheck"
+
+files 'patches/*.patch' | while read -r f; do checkpatch "$f"; done |
+	result "checkpatch --strict: patches"
+
+files 'kernel/*.[ch]' 'net/*.[ch]' 'include/*.h' | while read -r f; do
+	checkpatch --no-tree -f "$f"
+done | result "checkpatch --strict: kernel files"
+
+# Not in kernel code, but here: constants that libbpf's loader sets are volatile,
+# BPF has no __aligned(), help texts are longer than a line.
+files 'samples/*.[ch]' 'tests/*.[ch]' | while read -r f; do
+	checkpatch --no-tree -f "$f" \
+		--ignore VOLATILE,PREFER_DEFINED_ATTRIBUTE_MACRO,SPLIT_STRING
+done | result "checkpatch --strict: samples and tests"
+
+make -C "$tree" O="$BUILD/kernel/flowmap" CC='ccache gcc' C=2 CHECK=sparse \
+	CF=-D__CHECK_ENDIAN__ kernel/bpf/modular_maps/ net/netfilter/nf_flow_table_snoop.o \
+	net/netfilter/nf_flow_table_bpf_flowmap.o net/netfilter/nf_flow_table_core.o \
+	> "$LOG/sparse.log" 2>&1 || echo "sparse did not run: $LOG/sparse.log" |
+	result "sparse runs"
+grep -c '^  CHECK' "$LOG/sparse.log" | grep -qx '[4-9]' ||
+	echo "sparse has seen too few files: $LOG/sparse.log" >> "$LOG/sparse.log"
+grep -E '(error|warning):|too few' "$LOG/sparse.log" | result "sparse, with endian checks"
+
+echo "1..$n"
+exit "$bad"
