@@ -39,7 +39,8 @@ one()
 		fflush()
 		next
 	}
-	/^1\.\.[0-9]+/ { plan = substr($1, 4); planned = 1; if (plan == 0) print; next }
+	/^1\.\.0 / { sub(/^1\.\.0 */, ""); result(1, $0); planned = 1; next }
+	/^1\.\.[0-9]+/ { plan = substr($1, 4); planned = 1; next }
 	/^(K?TAP version|# Totals:)/ { next }
 	/^exit [0-9]+$/ { held = $0; next }
 	{ print; fflush() }

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Step 4: the guest's root file system, Debian 13 by mmdebstrap, once for all
-# clones: a squashfs in the cache folder, named by the checksum of its list of
-# packages. The mirror is the one that this machine's apt uses.
+# clones: a squashfs in the cache folder, named by the checksum of what it is made
+# by. The mirror is the one that this machine's apt uses.
 
 # shellcheck source=tests/vm/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -11,7 +11,7 @@ lock "$CACHE/.lock"
 
 list=$REPO/tests/vm/guest-packages.list
 log=$LOG/rootfs.log
-img=$CACHE/rootfs-$(sum "$list" "$REPO/tests/vm/rootfs.sh" | cut -c1-12).sqfs
+img=$CACHE/rootfs-$(grep -hv '^#' "$list" "$0" | sha256sum | cut -c1-12).sqfs
 ln -sfn "$img" "$BUILD/rootfs.sqfs"
 if [ -e "$img" ]; then
 	step 4 "root file system: up to date"
@@ -22,6 +22,7 @@ step 4 "root file system: Debian 13 with $(words "$list" | wc -w) packages (log:
 room 1500 "$CACHE"
 : > "$log"
 room 1500 "${TMPDIR:-/tmp}"
+# shellcheck disable=SC2016
 mirror=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' |
 	sed -n 's/^Debian \(http.*\)/\1/p' | head -1)
 proxy=$(apt-config shell p Acquire::http::Proxy | sed "s/^p='\(.*\)'$/\1/")
