@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Cases of flowmap.sh; the hosts and the ruleset are up"""
+import errno
+import os
+import random
+import re
+import socket
+import struct
+import threading
+import time
+import traceback
+
+from lib import (ACK, BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, COUNTERS, DNAT, FIN,
+                 IPS_OFFLOAD, KEY_STACK, MAP_LOOKUP_BATCH, NO_NEIGH, REPLY, RST, SNAT, TCP, UDP,
+                 Fields, Lookup, Map, check, credit, csum, end, expect, fails, ifindex, ipv4, mac,
+                 make_key, netns, not_ok, on, parse_key, parse_value, run, sysctl, tcp, tcp_pair,
+                 udp, udp_socket, wait_for, with_facts)
+
+CLIENT, SERVER, ROUTER, INSIDE = "10.0.1.2", "203.0.113.2", "203.0.113.1", "10.0.1.1"
+RC, RS = ifindex("router", "rc"), ifindex("router", "rs")
+ports = iter(range(20000, 30000))
+
+
+class UdpFlow:
+    """client:port to server:port through the masquerade, both ways once"""
+    def __init__(self):
+        self.port = next(ports)
+        self.client = udp_socket("client", CLIENT, self.port)
+        self.server = udp_socket("server", SERVER, self.port)
+        self.talk()
+        self.key = make_key(RC, UDP, CLIENT, self.port, SERVER, self.port)
+        self.reply = make_key(RS, UDP, SERVER, self.port, ROUTER, self.port)
+
+    def talk(self):
+        """True if a packet arrived in each direction"""
+        try:
+            self.client.sendto(b"to", (SERVER, self.port))
+            data, peer = self.server.recvfrom(100)
+            self.server.sendto(b"from", peer)
+            return data == b"to" and self.client.recv(100) == b"from"
+        except OSError:
+            return False
+
+
+class TcpFlow:
+    """server to the port forward, the client answers"""
+    def __init__(self):
+        self.server, self.client = tcp_pair("server", "client", CLIENT, 80, (ROUTER, 8080))
+        self.port = self.server.getsockname()[1]
+        self.talk()
+        self.key = make_key(RS, TCP, SERVER, self.port, ROUTER, 8080, tcp_flags=ACK)
+        self.reply = make_key(RC, TCP, CLIENT, 80, SERVER, self.port, tcp_flags=ACK)
+
+    def talk(self):
+        self.server.sendall(b"to")
+        self.client.recv(100)
+        self.client.sendall(b"from")
+        return self.server.recv(100) == b"from"
+
+
+def router_map(**kwargs):
+    with netns("router"):
+        return Map(**kwargs)
+
+
+def value(m, key):
+    """What user space reads; None if it is not there"""
+    try:
+        return parse_value(m.lookup(key))
+    except FileNotFoundError:
+        return None
+
+
+def published(m, flow):
+    return value(m, flow.key) is not None and value(m, flow.reply) is not None
+
+
+def gone(m, flow):
+    return value(m, flow.key) is None and value(m, flow.reply) is None
+
+
+def conntrack(proto, port):
+    """Fields of the connection whose original direction has this source port"""
+    for line in on("router", "conntrack -L -o id 2>/dev/null").splitlines():
+        pairs = re.findall(r"(\w+)=(\S+)", line)
+        names = [n for n, _ in pairs]
+        if line.startswith(proto) and ("sport", str(port)) in pairs[:names.index("dport") + 1]:
+            second = names.index("src", 1)
+            return Fields(line=line, offload="[OFFLOAD]" in line,
+                          id=int(re.search(r"id=(\d+)$", line.strip())[1]),
+                          mark=int(re.search(r"mark=(\d+)", line)[1]),
+                          original=dict(pairs[:second]), reply=dict(pairs[second:]))
+    return None
+
+
+def same_packet(name, got, old, new, l3check, l4check):
+    """The differences turn the checksums of old into those of new"""
+    def update(data, at, diff):
+        was = struct.unpack_from("!H", data, at)[0]
+        swapped = int.from_bytes(diff.to_bytes(2, "little"), "big")
+        return (0xffff ^ csum(b"", (0xffff ^ was) + swapped)) % 0xffff
+    want = [struct.unpack_from("!H", new, at)[0] % 0xffff for at in (l3check, l4check)]
+    return expect(name, want, [update(old, l3check, got.ip_csum_diff),
+                               update(old, l4check, got.l4_csum_diff)])
+
+
+def test_create():
+    fails("create: key size 60 is refused", errno.EINVAL, router_map, key_size=60)
+    fails("create: key size 68 is refused", errno.EINVAL, router_map, key_size=68)
+    fails("create: value size 104 is refused", errno.EINVAL, router_map, value_size=104)
+    fails("create: value size 0 is refused", errno.EINVAL, router_map, value_size=0)
+    fails("create: max_entries 0 is refused", errno.EINVAL, router_map, max_entries=0)
+    fails("create: max_entries 1 is refused", errno.EINVAL, router_map, max_entries=1)
+    fails("create: max_entries above the limit is refused", errno.E2BIG, router_map,
+          max_entries=0x1000001)
+    fails("create: the largest max_entries is refused", errno.E2BIG, router_map,
+          max_entries=0xffffffff)
+    for bit in [b for b in range(32) if 1 << b not in (1 << 2, 1 << 3, 1 << 4, 1 << 16)]:
+        try:
+            router_map(flags=1 << bit)
+        except OSError as e:
+            if e.errno in (errno.EINVAL, errno.EPERM):
+                continue
+            not_ok(f"create: map flag bit {bit} is refused", e)
+            break
+        not_ok(f"create: map flag bit {bit} is refused", "got: success")
+        break
+    else:
+        check("create: unknown map flags are refused, each bit", True)
+    fails("create: unknown map_extra is refused", errno.EINVAL, router_map, extra=1 << 1)
+    fails("create: the highest bit of map_extra is refused", errno.EINVAL, router_map,
+          extra=1 << 63)
+    fails("create: a device is refused", errno.EINVAL, router_map, ifindex=RC)
+    m = router_map(max_entries=2)
+    info = m.info()
+    expect("create: info tells type, sizes and entries", (65537, 64, 112, 2),
+           (info["type"], info["key_size"], info["value_size"], info["max_entries"]))
+
+
+def test_announce():
+    flow = UdpFlow()
+    check("before the map: a connection through the masquerade works", flow.talk())
+    m = router_map()
+    check("announce: a flow that was there before the map is in it, both directions",
+          published(m, flow), on("router", "conntrack -L"))
+    other = router_map()
+    late = UdpFlow()
+    check("several maps: each has the flow", published(m, late) and published(other, late))
+    with netns("client"):
+        foreign = Map()
+    expect("namespaces: a map of another has none of it", [], list(foreign.keys()))
+
+
+def test_snat():
+    m, flow = router_map(), UdpFlow()
+    ct = conntrack("udp", flow.port)
+    v, r = value(m, flow.key), value(m, flow.reply)
+    if not check("snat: both directions are published", v and r, list(m.keys())):
+        return
+    expect("snat: original direction: flags, devices, header, MTU",
+           (SNAT, RS, mac(os.environ["SERVER_MAC"]), mac(os.environ["RS_MAC"]), b"\x08\0", 1500),
+           (v.flags, v.ifindex, v.h_dest, v.h_source, v.h_proto, v.mtu))
+    expect("snat: reply direction: flags, devices, header, MTU",
+           (SNAT | REPLY, RC, mac(os.environ["CLIENT_MAC"]), mac(os.environ["RC_MAC"]), b"\x08\0",
+            1500),
+           (r.flags, r.ifindex, r.h_dest, r.h_source, r.h_proto, r.mtu))
+    expect("snat: what is written is conntrack's reply tuple, mirrored",
+           (ct.reply["dst"], ct.reply["dport"], ct.reply["src"], ct.reply["sport"]),
+           (v.saddr, str(v.sport), v.daddr, str(v.dport)))
+    expect("snat: what is written to the reply is conntrack's original tuple, mirrored",
+           (ct.original["dst"], ct.original["dport"], ct.original["src"], ct.original["sport"]),
+           (r.saddr, str(r.sport), r.daddr, str(r.dport)))
+    expect("snat: conntrack's id", (ct.id, ct.id), (v.ct_id, r.ct_id))
+    check("snat: conntrack's status says offloaded", v.ct_status & IPS_OFFLOAD, hex(v.ct_status))
+    expect("snat: reserved fields, encapsulations and the rest of the addresses are zero",
+           (0, 0, bytes(2), bytes(2), bytes(24)),
+           (v.reserved, v.reserved2, v.encap0, v.encap1, v.addr[8:]))
+    payload = random.randbytes(33)
+    old = ipv4(CLIENT, SERVER, UDP, udp(CLIENT, SERVER, flow.port, flow.port, payload))
+    new = ipv4(v.saddr, v.daddr, UDP, udp(v.saddr, v.daddr, v.sport, v.dport, payload))
+    same_packet("snat: checksum differences of the original direction", v, old, new, 10, 26)
+    old = ipv4(SERVER, ROUTER, UDP, udp(SERVER, ROUTER, flow.port, v.sport, payload))
+    new = ipv4(r.saddr, r.daddr, UDP, udp(r.saddr, r.daddr, r.sport, r.dport, payload))
+    same_packet("snat: checksum differences of the reply direction", r, old, new, 10, 26)
+
+
+def test_dnat():
+    m, flow = router_map(), TcpFlow()
+    v, r = value(m, flow.key), value(m, flow.reply)
+    if not check("dnat: both directions are published", v and r, list(m.keys())):
+        return
+    expect("dnat: original direction: flags, device, tuple",
+           (DNAT, RC, SERVER, flow.port, CLIENT, 80),
+           (v.flags, v.ifindex, v.saddr, v.sport, v.daddr, v.dport))
+    expect("dnat: reply direction: flags, device, tuple",
+           (DNAT | REPLY, RS, ROUTER, 8080, SERVER, flow.port),
+           (r.flags, r.ifindex, r.saddr, r.sport, r.daddr, r.dport))
+    expect("dnat: TCP state is ESTABLISHED", (3, 3), (v.tcp_state, r.tcp_state))
+    payload = random.randbytes(101)
+    old = ipv4(SERVER, ROUTER, TCP, tcp(SERVER, ROUTER, flow.port, 8080, payload=payload))
+    new = ipv4(v.saddr, v.daddr, TCP, tcp(v.saddr, v.daddr, v.sport, v.dport, payload=payload))
+    same_packet("dnat: checksum differences", v, old, new, 10, 36)
+
+
+def test_lookup():
+    m, flow = router_map(), UdpFlow()
+    find = Lookup(m)
+    got = find(flow.key)
+    check("look-up from a program: the value that user space reads", got == m.lookup(flow.key),
+          got)
+    expect("look-up from a program: no counters unless asked for", 0, parse_value(got).packets)
+    for what, key in {
+            "another device": make_key(RS, UDP, CLIENT, flow.port, SERVER, flow.port),
+            "another protocol": make_key(RC, TCP, CLIENT, flow.port, SERVER, flow.port),
+            "another source port": make_key(RC, UDP, CLIENT, flow.port + 1, SERVER, flow.port),
+            "another address": make_key(RC, UDP, CLIENT, flow.port, ROUTER, flow.port),
+            "another family": with_facts(flow.key, family=10),
+            "an encapsulation": with_facts(flow.key, encap0=b"\x81\0", id0=5),
+            "an encapsulation's id alone": with_facts(flow.key, id0=5),
+            "a tunnel": with_facts(flow.key, tunnel=1),
+            "a reserved field": with_facts(flow.key, reserved=1),
+            "an unknown flag": with_facts(flow.key, flags=1 << 7),
+            "a packet above the MTU": with_facts(flow.key, len=1501)}.items():
+        expect(f"look-up from a program: {what} misses", None, find(key))
+    check("look-up from a program: a packet of the MTU hits",
+          find(with_facts(flow.key, len=1500)))
+    check("look-up from a program: bytes behind IPv4 addresses are ignored",
+          find(flow.key[:32] + b"\xff" * 24 + flow.key[56:]))
+    check("look-up from a program: the flow is there still", published(m, flow))
+    # a program's two ways to ask for a flow without an Ethernet address
+    on("router", "ip neigh replace 203.0.113.2 dev rs nud stale lladdr 02:00:00:00:02:02")
+    check("look-up from a program: a stale neighbour will do", find(flow.key))
+
+
+def test_counters():
+    m, flow = router_map(extra=COUNTERS), UdpFlow()
+    find = Lookup(m)
+    before = conntrack("udp", flow.port)
+    for size in (100, 200, 300):
+        find(with_facts(flow.key, len=size))
+    find(with_facts(flow.reply, len=50))
+    v, r = value(m, flow.key), value(m, flow.reply)
+    expect("counters: packets and bytes of each direction", ((3, 600), (1, 50)),
+           ((v.packets, v.bytes), (r.packets, r.bytes)))
+    find(with_facts(flow.key, len=9000))
+    expect("counters: what is not returned is not counted", 3, value(m, flow.key).packets)
+    after = conntrack("udp", flow.port)
+    expect("counters: conntrack's accounting has the same",
+           (3, 600, 1, 50),
+           tuple(int(getattr(after, d)[n]) - int(getattr(before, d)[n])
+                 for d in ("original", "reply") for n in ("packets", "bytes")))
+
+    m.update(flow.key, credit(1000, 64000), BPF_EXIST)
+    v = value(m, flow.key)
+    expect("update: BPF_EXIST credits packets and bytes", (1003, 64600), (v.packets, v.bytes))
+    fails("update: BPF_ANY is refused", errno.EOPNOTSUPP, m.update, flow.key, credit(1, 1), BPF_ANY)
+    fails("update: BPF_NOEXIST is refused", errno.EOPNOTSUPP, m.update, flow.key, credit(1, 1),
+          BPF_NOEXIST)
+    fails("update: BPF_F_LOCK is refused", errno.EINVAL, m.update, flow.key, credit(1, 1),
+          BPF_EXIST | BPF_F_LOCK)
+    fails("update: any other field than the counters is refused", errno.EINVAL, m.update, flow.key,
+          credit(1, 1, ifindex=5), BPF_EXIST)
+    fails("update: an unknown flow is refused", errno.ENOENT, m.update,
+          with_facts(flow.key, ifindex=999), credit(1, 1), BPF_EXIST)
+
+
+def test_life():
+    sysctl("router", "net.netfilter.nf_flowtable_udp_timeout", 2)
+    m = router_map()
+    busy, idle = UdpFlow(), UdpFlow()
+    find = Lookup(m)
+    start = time.monotonic()
+    while time.monotonic() < start + 6 and find(busy.key):
+        time.sleep(0.3)
+    check("life: look-ups keep a flow for thrice its time-out", time.monotonic() >= start + 6,
+          f"gone after {time.monotonic() - start:.1f} s")
+    check("life: its conntrack entry stays offloaded", conntrack("udp", busy.port).offload)
+    check("life: an idle flow expires", gone(m, idle))
+    check("life: its conntrack entry is not offloaded any more",
+          not conntrack("udp", idle.port).offload)
+    check("life: the idle connection works still", idle.talk())
+    check("life: and is published again", wait_for(lambda: published(m, idle)))
+    check("life: user space's reads keep nothing alive",
+          wait_for(lambda: gone(m, idle), timeout=6))
+    sysctl("router", "net.netfilter.nf_flowtable_udp_timeout", 30)
+
+
+def close(flow, name):
+    """By FIN or RST. Return: conntrack's state of the connection then"""
+    if name == "RST":
+        flow.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    flow.server.close()
+    flow.client.close()
+    time.sleep(0.5)
+    ct = conntrack("tcp", flow.port)
+    return ct and (ct.line.split()[3], ct.offload)
+
+
+def test_teardown():
+    usual = {name: close(TcpFlow(), name) for name in ("FIN", "RST")}
+    m = router_map()
+    find = Lookup(m)
+    for name, flag in (("FIN", FIN | ACK), ("RST", RST)):
+        flow = TcpFlow()
+        key = with_facts(flow.key, tcp_flags=ACK)
+        if not check(f"{name}: a look-up with ACK hits before", find(key)):
+            continue
+        expect(f"{name}: the look-up returns NULL", None, find(with_facts(key, tcp_flags=flag)))
+        check(f"{name}: both directions are gone", gone(m, flow))
+        ct = conntrack("tcp", flow.port)
+        check(f"{name}: the conntrack entry is not offloaded any more", not ct.offload, ct.line)
+        if name == "FIN":  # after data conntrack knows a RST's number better than without
+            check("FIN: data still passes", flow.talk())
+        expect(f"{name}: the real one takes conntrack to the state that it has without a map",
+               usual[name], close(flow, name))
+
+    flow = UdpFlow()
+    m.delete(flow.key)
+    check("delete: both directions are gone", gone(m, flow))
+    check("delete: the conntrack entry is not offloaded any more",
+          not conntrack("udp", flow.port).offload)
+    fails("delete: what is gone is not found", errno.ENOENT, m.delete, flow.key)
+    check("delete: the connection goes on, and is published again",
+          flow.talk() and wait_for(lambda: published(m, flow)))
+
+
+def test_dump():
+    on("router", "conntrack -F 2>/dev/null")
+    m = router_map()
+    flows = [UdpFlow() for _ in range(40)]
+    keys = list(m.keys())
+    want = {with_facts(k, len=0) for f in flows for k in (f.key, f.reply)}
+    check("dump: next key gives every entry once, facts zero",
+          len(keys) == len(set(keys)) and want <= set(keys),
+          f"expected: {len(want)}\ngot: {len(keys)}, {len(want & set(keys))} of them right")
+    batch = dict(m.batch(200, MAP_LOOKUP_BATCH))
+    check("dump: a batch has the same keys, with their values",
+          set(batch) == set(keys) and all(len(v) == 112 for v in batch.values()), len(batch))
+    expect("dump: every key's value can be read", len(keys),
+           sum(value(m, k) is not None for k in keys))
+    after = m.next_key(keys[10])
+    m.delete(keys[10])
+    expect("dump: next key of an entry that has gone goes on behind it",
+           after if parse_key(after).sport != parse_key(keys[10]).dport else m.next_key(after),
+           m.next_key(keys[10]))
+
+
+def test_limit():
+    m = router_map(max_entries=8)
+    before = {parse_key(k).ifindex for k in m.keys()}
+    on("router", "conntrack -F 2>/dev/null")
+    wait_for(lambda: not list(m.keys()))
+    flows = [UdpFlow() for _ in range(10)]
+    inside = [f for f in flows if published(m, f)]
+    expect("limit: four flows fill a map of eight entries", (4, 8),
+           (len(inside), len(list(m.keys()))))
+    check("limit: no flow is there by half",
+          all(published(m, f) or gone(m, f) for f in flows), before)
+    check("limit: connections without room work", all(f.talk() for f in flows))
+    m.delete(inside[0].key)
+    late = UdpFlow()
+    check("limit: room is used again", published(m, late))
+
+
+def test_stale():
+    m = router_map(extra=COUNTERS)
+    find = Lookup(m)
+    for name, command, undo in (
+            ("route replaced", "ip route replace 203.0.113.2/32 via 203.0.113.9 dev rs",
+             "ip route del 203.0.113.2/32"),
+            ("route to nowhere", "ip route replace blackhole 203.0.113.2/32",
+             "ip route del 203.0.113.2/32"),
+            ("policy rule added", "ip rule add to 203.0.113.2 lookup 77", "ip rule del to 203.0.113.2"),
+            ("neighbour moved", "ip neigh replace 203.0.113.2 dev rs lladdr 02:00:00:00:02:99",
+             "ip neigh replace 203.0.113.2 dev rs lladdr 02:00:00:00:02:02 nud reachable"),
+            ("neighbour deleted", "ip neigh del 203.0.113.2 dev rs", "true"),
+            ("link down", "ip link set dev rs down", "ip link set dev rs up"),
+            ("MTU changed", "ip link set dev rs mtu 1400", "ip link set dev rs mtu 1500"),
+            ("address changed", "ip link set dev rs address 02:00:00:00:02:77",
+             "ip link set dev rs address 02:00:00:00:02:01"),
+            ("conntrack -D", "conntrack -D -p udp --orig-src 10.0.1.2", "true"),
+            ("flow table deleted", "nft delete rule inet router forward handle "
+             "$(nft -a list chain inet router forward | sed -n 's/.*flow add.*handle //p') && "
+             "nft delete flowtable inet router ft",
+             "nft add flowtable inet router ft '{ hook ingress priority filter; "
+             "devices = { rc, rs }; }' && "
+             "nft add rule inet router forward ct state established flow add @ft")):
+        flow = UdpFlow()
+        if not check(f"stale: {name}: a hit before", find(flow.key) and find(flow.reply)):
+            continue
+        on("router", command)
+        expect(f"stale: {name}: the next packet goes to the stack", None, find(flow.key))
+        on("router", undo)
+        check(f"stale: {name}: undone, the connection works and is published",
+              wait_for(lambda f=flow: f.talk() and (v := find(f.key)) and
+                       parse_value(v).h_dest == mac(os.environ["SERVER_MAC"]), timeout=8),
+              on("router", "ip neigh; ip route; ip link; conntrack -L 2>&1"))
+
+    flow = UdpFlow()
+    on("router", f"conntrack -U -p udp --orig-src 10.0.1.2 --orig-port-src {flow.port} "
+       "--mark 77 2>/dev/null")
+    got = find(flow.key)
+    expect("stale: a changed mark is in the next value", 77, got and parse_value(got).ct_mark)
+
+
+def test_removal():
+    """While packets and look-ups go on"""
+    m = router_map(extra=COUNTERS)
+    find = Lookup(m)
+    flows = [UdpFlow() for _ in range(4)]
+    stop = threading.Event()
+    seen = [0, 0]
+
+    def talk():
+        for f in flows:
+            f.client.settimeout(0.05)
+            f.server.settimeout(0.05)
+        while not stop.is_set():
+            for f in flows:
+                seen[0] += f.talk()
+
+    def look():
+        while not stop.is_set():
+            for f in flows:
+                seen[1] += find(f.key) is not None
+
+    threads = [threading.Thread(target=t) for t in (talk, look)]
+    for t in threads:
+        t.start()
+    ruleset = on("router", "nft list ruleset")
+    with open("/tmp/ruleset", "w", encoding="ascii") as f:
+        f.write("flush ruleset\n" + ruleset)
+    for _ in range(10):
+        on("router", "nft flush ruleset")
+        empty = wait_for(lambda: not list(m.keys()))
+        time.sleep(0.1)
+        on("router", "nft -f /tmp/ruleset && conntrack -F 2>/dev/null")
+        time.sleep(0.2)
+    check("removal: flushing the ruleset empties the map", empty)
+    before = list(seen)
+    back = wait_for(lambda: seen[0] > before[0] + 20 and seen[1] > before[1] + 20, timeout=10)
+    check("removal: with the ruleset back, packets pass and look-ups hit", back,
+          f"{before} {seen}")
+    on("router", "ip link del dev rs")
+    check("removal: deleting a device takes its flows away",
+          wait_for(lambda: not list(m.keys())), len(list(m.keys())))
+    expect("removal: no look-up hits then", [None] * 4, [find(f.key) for f in flows])
+    stop.set()
+    for t in threads:
+        t.join()
+    run("ip link add s1 netns server type veth peer name rs netns router")
+    on("router", "ip addr add 203.0.113.1/24 dev rs && ip link set dev rs up")
+    on("server", "ip addr add 203.0.113.2/24 dev s1 && ip link set dev s1 up")
+    m.close()
+
+    run("ip netns add gone")
+    on("gone", "ip link set dev lo up && sysctl -qw net.ipv4.ip_forward=1 && "
+       "ip link add a0 type veth peer name a1 && ip link set a0 up && ip link set a1 up")
+    with netns("gone"):
+        orphan = Map()
+    run("ip netns del gone")
+    expect("removal: a map outlives its namespace, empty", [], list(orphan.keys()))
+    fails("removal: and finds nothing", errno.ENOENT, orphan.lookup, flows[0].key)
+    with netns("router"):
+        orphan = Map()
+    run("ip netns pids router | xargs -r kill; ip netns del router")
+    check("removal: a namespace with flows goes, and its map empties",
+          wait_for(lambda: not list(orphan.keys())))
+
+
+for test in (test_create, test_announce, test_snat, test_dnat, test_lookup, test_counters,
+             test_life, test_teardown, test_dump, test_limit, test_stale, test_removal):
+    try:
+        test()
+    except (OSError, RuntimeError, AttributeError, TypeError):
+        not_ok(f"{test.__name__} ends", traceback.format_exc())
+end()

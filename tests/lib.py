@@ -1,0 +1,574 @@
+# SPDX-License-Identifier: GPL-2.0
+"""
+What the tests in Python share: KTAP results, network namespaces, bpf(2) with
+any attributes (wrong ones, too), the flowmap's key and value, and frames.
+
+A process may act in several namespaces: 'with netns("router"):'. A socket
+stays in the namespace it was made in, and so does a flowmap.
+"""
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+
+failed = 0
+
+
+# Results
+
+def ok(name):
+    print("ok - " + name, flush=True)
+
+
+def not_ok(name, detail=""):
+    global failed
+    failed += 1
+    print("not ok - " + name, flush=True)
+    for line in str(detail).splitlines():
+        print("# " + line, flush=True)
+
+
+def expect(name, want, got):
+    """One result: got must equal want"""
+    if want == got:
+        ok(name)
+    else:
+        not_ok(name, f"expected: {want}\ngot:      {got}")
+    return want == got
+
+
+def check(name, condition, detail=""):
+    if condition:
+        ok(name)
+    else:
+        not_ok(name, detail)
+    return bool(condition)
+
+
+ENOTSUPP = 524  # the kernel's own
+
+
+def errno_name(number):
+    return "ENOTSUPP" if number == ENOTSUPP else errno.errorcode[number]
+
+
+def fails(name, want, function, *args, **kwargs):
+    """One result: function(...) must raise OSError with the errno want"""
+    try:
+        got = function(*args, **kwargs)
+    except OSError as e:
+        return expect(name, errno_name(want), errno_name(e.errno))
+    return not_ok(name, f"expected: {errno_name(want)}\ngot:      success ({got})")
+
+
+def skip(name, why):
+    print(f"ok - {name} # SKIP {why}", flush=True)
+
+
+def wait_for(condition, timeout=5.0):
+    """Wait until condition() is true; its last value"""
+    end = time.monotonic() + timeout
+    while not (value := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return value
+
+
+def run(command, **kwargs):
+    """Output of a shell command that must succeed"""
+    p = subprocess.run(command, shell=True, text=True, stdout=subprocess.PIPE,
+                       stderr=subprocess.STDOUT, check=False, **kwargs)
+    if p.returncode:
+        raise RuntimeError(f"{command}: exit {p.returncode}: {p.stdout.strip()}")
+    return p.stdout
+
+
+@contextlib.contextmanager
+def netns(name):
+    """In a namespace of 'ip netns'; child processes, too"""
+    with open("/proc/self/ns/net", "rb") as old, open(f"/run/netns/{name}", "rb") as new:
+        os.setns(new.fileno(), os.CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            os.setns(old.fileno(), os.CLONE_NEWNET)
+
+
+def on(name, command):
+    with netns(name):
+        return run(command)
+
+
+def sysctl(name, key, value):
+    with netns(name), open("/proc/sys/" + key.replace(".", "/"), "w", encoding="ascii") as f:
+        f.write(str(value))
+
+
+def ifindex(name, dev):
+    with netns(name):
+        return socket.if_nametoindex(dev)
+
+
+CAP_NET_ADMIN, CAP_BPF = 12, 39
+
+
+def with_caps(caps, function, *args, userns=False, **kwargs):
+    """Errno of function(...) as run by a process with these capabilities only,
+    in a user namespace of its own if asked for; 0 if it succeeds"""
+    pid = os.fork()
+    if not pid:
+        status = 255
+        try:
+            if userns:
+                os.unshare(os.CLONE_NEWUSER)
+            else:
+                mask = sum(1 << c for c in caps)
+                low, high = mask & 0xffffffff, mask >> 32
+                head = _buf(struct.pack("=Ii", 0x20080522, 0))
+                data = _buf(struct.pack("=6I", low, low, 0, high, high, 0))
+                if _libc.capset(ctypes.byref(head), ctypes.byref(data)):
+                    raise RuntimeError("capset")
+            function(*args, **kwargs)
+            status = 0
+        except OSError as e:
+            status = e.errno
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+# bpf(2)
+
+(MAP_CREATE, MAP_LOOKUP_ELEM, MAP_UPDATE_ELEM, MAP_DELETE_ELEM, MAP_GET_NEXT_KEY,
+ PROG_LOAD, OBJ_PIN, OBJ_GET, PROG_ATTACH, PROG_DETACH, PROG_TEST_RUN,
+ PROG_GET_NEXT_ID, MAP_GET_NEXT_ID, PROG_GET_FD_BY_ID, MAP_GET_FD_BY_ID,
+ OBJ_GET_INFO_BY_FD) = range(16)
+MAP_LOOKUP_AND_DELETE_ELEM = 21
+MAP_FREEZE = 22
+MAP_LOOKUP_BATCH = 24
+MAP_DELETE_BATCH = 27
+
+MAP_HASH, MAP_ARRAY, MAP_ARRAY_OF_MAPS = 1, 2, 12
+PROG_SOCKET_FILTER, PROG_KPROBE, PROG_SCHED_CLS, PROG_XDP, PROG_SYSCALL = 1, 2, 3, 6, 31
+BPF_F_SLEEPABLE = 1 << 4
+BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK = 0, 1, 2, 4
+XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
+TEST_XDP_LIVE_FRAMES = 1 << 1
+
+MODULAR_MIN, MODULAR_LOCAL, MODULAR_MAX = 0x10000, 0x18000, 0x1ffff
+MAP_FLOWMAP = 65537
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _bpf(cmd, attr):
+    buf = ctypes.create_string_buffer(attr, max(len(attr), 128))
+    ret = _libc.syscall(321, cmd, ctypes.byref(buf), len(buf))
+    if ret < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return ret, buf.raw
+
+
+def _addr(buf):
+    return ctypes.addressof(buf) if buf is not None else 0
+
+
+def _buf(data):
+    return ctypes.create_string_buffer(bytes(data), max(len(data), 1))
+
+
+class Fd:
+    """A file descriptor that goes with the object"""
+    fd = -1
+
+    def __init__(self, fd):
+        self.fd = fd
+
+    def close(self):
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+    def __del__(self):
+        self.close()
+
+    def pin(self, path):
+        name = _buf(path.encode() + b"\0")
+        _bpf(OBJ_PIN, struct.pack("=QII", _addr(name), self.fd, 0))
+
+
+def obj_get(path):
+    name = _buf(path.encode() + b"\0")
+    return Fd(_bpf(OBJ_GET, struct.pack("=QII", _addr(name), 0, 0))[0])
+
+
+class Map(Fd):
+    """Keys and values are bytes"""
+    def __init__(self, type=MAP_FLOWMAP, key_size=64, value_size=112, max_entries=1024,
+                 flags=0, extra=0, name="test", inner=0, ifindex=0, fd=None):
+        self.key_size, self.value_size = key_size, value_size
+        if fd is None:
+            fd = _bpf(MAP_CREATE, struct.pack("=7I16s5IQ2i", type, key_size, value_size,
+                                              max_entries, flags, inner, 0, name.encode(),
+                                              ifindex, 0, 0, 0, 0, extra, 0, 0))[0]
+        super().__init__(fd)
+
+    def _elem(self, cmd, key, value, flags=0):
+        k = _buf(key) if key is not None else None
+        _bpf(cmd, struct.pack("=I4xQQQ", self.fd, _addr(k), _addr(value), flags))
+
+    def lookup(self, key, flags=0, cmd=MAP_LOOKUP_ELEM):
+        value = _buf(bytes(self.value_size))
+        self._elem(cmd, key, value, flags)
+        return value.raw[:self.value_size]
+
+    def lookup_and_delete(self, key):
+        return self.lookup(key, cmd=MAP_LOOKUP_AND_DELETE_ELEM)
+
+    def update(self, key, value, flags=BPF_ANY):
+        self._elem(MAP_UPDATE_ELEM, key, _buf(value), flags)
+
+    def delete(self, key):
+        self._elem(MAP_DELETE_ELEM, key, None)
+
+    def next_key(self, key=None):
+        """None at the end"""
+        following = _buf(bytes(self.key_size))
+        try:
+            self._elem(MAP_GET_NEXT_KEY, key, following)
+        except FileNotFoundError:
+            return None
+        return following.raw[:self.key_size]
+
+    def keys(self):
+        key = self.next_key()
+        while key:
+            yield key
+            key = self.next_key(key)
+
+    def batch(self, count, cmd=MAP_LOOKUP_BATCH):
+        """[(key, value), ...] of one batch from the start"""
+        out = _buf(bytes(self.key_size))
+        keys, values = _buf(bytes(self.key_size * count)), _buf(bytes(self.value_size * count))
+        attr = struct.pack("=QQQQIIQQ", 0, _addr(out), _addr(keys), _addr(values), count,
+                           self.fd, 0, 0)
+        buf = ctypes.create_string_buffer(attr, 128)
+        if _libc.syscall(321, cmd, ctypes.byref(buf), 128) < 0 and \
+           ctypes.get_errno() != errno.ENOENT:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        n = struct.unpack_from("=I", buf.raw, 32)[0]
+        return [(keys.raw[i * self.key_size:(i + 1) * self.key_size],
+                 values.raw[i * self.value_size:(i + 1) * self.value_size]) for i in range(n)]
+
+    def info(self):
+        buf = _buf(bytes(88))
+        _bpf(OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", self.fd, len(buf), _addr(buf)))
+        names = ("type", "id", "key_size", "value_size", "max_entries", "map_flags", "name",
+                 "ifindex", "vmlinux_type", "netns_dev", "netns_ino", "btf_id",
+                 "btf_key_type_id", "btf_value_type_id", "pad", "map_extra")
+        info = dict(zip(names, struct.unpack("=6I16s2IQQ4IQ", buf.raw[:88])))
+        info["name"] = info["name"].rstrip(b"\0").decode()
+        return info
+
+
+def map_ids():
+    found, i = [], 0
+    while True:
+        try:
+            i = struct.unpack_from("=I", _bpf(MAP_GET_NEXT_ID, struct.pack("=III", i, 0, 0))[1], 4)[0]
+        except FileNotFoundError:
+            return found
+        found.append(i)
+
+
+def map_by_id(i, **kwargs):
+    return Map(fd=_bpf(MAP_GET_FD_BY_ID, struct.pack("=III", i, 0, 0))[0], **kwargs)
+
+
+class Prog(Fd):
+    def __init__(self, insns=None, type=PROG_XDP, flags=0, fd=None):
+        self.log = ""
+        if fd is None:
+            code, log, gpl = _buf(b"".join(insns)), _buf(bytes(65536)), _buf(b"GPL\0")
+            try:
+                fd = _bpf(PROG_LOAD, struct.pack("=IIQQIIQII16s", type, len(insns), _addr(code),
+                                                 _addr(gpl), 1, len(log), _addr(log), 0, flags,
+                                                 b"test"))[0]
+            except OSError as e:
+                e.log = log.value.decode(errors="replace")
+                raise
+        super().__init__(fd)
+
+    def test(self, data, ifindex=0, repeat=1, flags=0, cpu=0):
+        """(verdict, data afterwards); in the namespace of device ifindex"""
+        size = len(data) + 256
+        into, out = _buf(data), _buf(bytes(size))
+        ctx = _buf(struct.pack("=6I", 0, len(data), 0, ifindex, 0, 0)) if ifindex else None
+        live = flags & TEST_XDP_LIVE_FRAMES
+        _, attr = _bpf(PROG_TEST_RUN, struct.pack(
+            "=IIIIQQIIIIQQIII", self.fd, 0, len(data), 0 if live else size, _addr(into),
+            0 if live else _addr(out), repeat, 0, 24 if ctx else 0, 0, _addr(ctx), 0, flags, cpu, 0))
+        return struct.unpack_from("=I", attr, 4)[0], \
+            out.raw[:struct.unpack_from("=I", attr, 12)[0]]
+
+
+def prog_of_device(name, dev):
+    """The XDP program that is attached"""
+    text = on(name, f"ip -d link show dev {dev}")
+    found = re.search(r"prog/xdp id (\d+)", text)
+    if not found:
+        raise RuntimeError(f"no XDP program on {dev} in {name}")
+    return Prog(fd=_bpf(PROG_GET_FD_BY_ID, struct.pack("=III", int(found[1]), 0, 0))[0])
+
+
+# Instructions, for programs of a few lines
+
+def insn(code, dst=0, src=0, off=0, imm=0):
+    return struct.pack("=BBhi", code, dst | src << 4, off, imm)
+
+
+def mov(dst, src):
+    return insn(0xbf, dst, src)
+
+
+def movi(dst, imm):
+    return insn(0xb7, dst, imm=imm)
+
+
+def addi(dst, imm):
+    return insn(0x07, dst, imm=imm)
+
+
+def load(size, dst, src, off):
+    return insn({1: 0x71, 2: 0x69, 4: 0x61, 8: 0x79}[size], dst, src, off)
+
+
+def store(size, dst, off, src):
+    return insn({1: 0x73, 2: 0x6b, 4: 0x63, 8: 0x7b}[size], dst, src, off)
+
+
+def storei(size, dst, off, imm):
+    return insn({4: 0x62, 8: 0x7a}[size], dst, 0, off, imm)
+
+
+def jeqi(dst, imm, off):
+    return insn(0x15, dst, 0, off, imm)
+
+
+def jgt(dst, src, off):
+    return insn(0x2d, dst, src, off)
+
+
+def call(function):
+    return insn(0x85, imm=function)
+
+
+def ld_map(dst, m):
+    return insn(0x18, dst, 1, imm=m.fd) + insn(0)
+
+
+EXIT = insn(0x95)
+LOOKUP, UPDATE, DELETE = 1, 2, 3
+
+
+def program(*insns):
+    """Instructions, of which some are two long, one by one"""
+    code = b"".join(insns)
+    return [code[i:i + 8] for i in range(0, len(code), 8)]
+
+
+class Lookup:
+    """bpf_map_lookup_elem() as an XDP program calls it: the frame starts with
+    the key, and the value is copied behind it"""
+    def __init__(self, m):
+        copy = [i for n in range(m.key_size // 8) for i in
+                (load(8, 4, 6, 8 * n), store(8, 10, 8 * n - m.key_size, 4))]
+        give = [i for n in range(m.value_size // 8) for i in
+                (load(8, 4, 0, 8 * n), store(8, 6, m.key_size + 8 * n, 4))]
+        body = [*copy, ld_map(1, m), mov(2, 10), addi(2, -m.key_size), call(LOOKUP),
+                jeqi(0, 0, len(give) + 2), *give, movi(0, XDP_PASS), EXIT]
+        count = len(b"".join(body)) // 8
+        self.map = m
+        self.prog = Prog(program(load(4, 6, 1, 0), load(4, 3, 1, 4), mov(4, 6),
+                                 addi(4, m.key_size + m.value_size), jgt(4, 3, count),
+                                 *body, movi(0, XDP_DROP), EXIT))
+
+    def __call__(self, key):
+        """The value, or None"""
+        verdict, data = self.prog.test(key + bytes(self.map.value_size))
+        return data[len(key):] if verdict == XDP_PASS else None
+
+
+# The flowmap's key and value
+
+REPLY, SNAT, DNAT, NO_NEIGH = 1, 2, 4, 1 << 8
+NEEDS_STACK = 0xff00
+KEY_STACK, KEY_SKB = 1, 2
+COUNTERS = 1
+FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
+TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+IPS_OFFLOAD = 1 << 14
+
+KEY = struct.Struct("=I2s2sBBH2sH2sHI32sIBBH")
+VALUE = struct.Struct("=II6s6s2sH2sH2sHHH2s2s32sIIIHBBQQII")
+KEY_FIELDS = ("ifindex sport dport family l4proto reserved encap0 id0 encap1 id1 tunnel addr "
+              "len tcp_flags flags reserved2").split()
+VALUE_FIELDS = ("flags ifindex h_dest h_source h_proto mtu encap0 id0 encap1 id1 ip_csum_diff "
+                "l4_csum_diff sport dport addr ct_status ct_mark ct_id ct_zone tcp_state reserved "
+                "packets bytes last_used reserved2").split()
+assert KEY.size == 64 and VALUE.size == 112
+
+
+class Fields(dict):
+    __getattr__ = dict.__getitem__
+
+
+def _fields(names, layout, data):
+    f = Fields(zip(names, layout.unpack(data)))
+    f["sport"], f["dport"] = (int.from_bytes(p, "big") for p in (f.sport, f.dport))
+    f["saddr"], f["daddr"] = (socket.inet_ntoa(f.addr[i:i + 4]) for i in (0, 4))
+    return f
+
+
+def parse_key(data):
+    return _fields(KEY_FIELDS, KEY, data)
+
+
+def parse_value(data):
+    return _fields(VALUE_FIELDS, VALUE, data)
+
+
+def make_key(ifindex, proto, saddr, sport, daddr, dport, len=100, tcp_flags=0, flags=0, **other):
+    f = dict.fromkeys(KEY_FIELDS, 0)
+    f.update(encap0=bytes(2), encap1=bytes(2))
+    f.update(ifindex=ifindex, family=socket.AF_INET, l4proto=proto, len=len, flags=flags,
+             tcp_flags=tcp_flags, sport=sport.to_bytes(2, "big"), dport=dport.to_bytes(2, "big"),
+             addr=socket.inet_aton(saddr) + socket.inet_aton(daddr))
+    f.update(other)
+    return KEY.pack(*f.values())
+
+
+def with_facts(key, **facts):
+    """A dumped key as a packet's"""
+    f = dict(zip(KEY_FIELDS, KEY.unpack(key)), len=100)
+    f.update(facts)
+    return KEY.pack(*f.values())
+
+
+def credit(packets, nbytes, **other):
+    f = dict.fromkeys(VALUE_FIELDS, 0)
+    for name in ("h_dest", "h_source", "h_proto", "encap0", "encap1", "sport", "dport", "addr"):
+        f[name] = b""
+    f.update(packets=packets, bytes=nbytes, **other)
+    return VALUE.pack(*f.values())
+
+
+# Frames
+
+def csum(data, start=0):
+    """One's complement sum of words in network order, not complemented"""
+    if len(data) % 2:
+        data += b"\0"
+    total = start + sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xffff) + (total >> 16)
+    return total
+
+
+def mac(text):
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def ipv4(src, dst, proto, payload, ttl=64, ident=0, frag=0, options=b"", tos=0, check=None,
+         total=None, version=4, ihl=None):
+    ihl = 5 + len(options) // 4 if ihl is None else ihl
+    total = 20 + len(options) + len(payload) if total is None else total
+    head = struct.pack("!BBHHHBBH4s4s", version << 4 | ihl, tos, total, ident, frag, ttl, proto, 0,
+                       socket.inet_aton(src), socket.inet_aton(dst)) + options
+    if check is None:
+        check = 0xffff ^ csum(head)
+    return head[:10] + struct.pack("!H", check) + head[12:] + payload
+
+
+def l4(src, dst, proto, segment, at):
+    """With its checksum, which goes at the offset at"""
+    pseudo = socket.inet_aton(src) + socket.inet_aton(dst) + struct.pack("!HH", proto, len(segment))
+    check = 0xffff ^ csum(pseudo + segment)
+    if proto == UDP and not check:
+        check = 0xffff
+    return segment[:at] + struct.pack("!H", check) + segment[at + 2:]
+
+
+def udp(src, dst, sport, dport, payload=b"", check=True, length=None):
+    length = 8 + len(payload) if length is None else length
+    segment = struct.pack("!HHHH", sport, dport, length, 0) + payload
+    return l4(src, dst, UDP, segment, 6) if check else segment
+
+
+def tcp(src, dst, sport, dport, flags=ACK, seq=0, ack=0, payload=b"", doff=5, window=8192, urg=0,
+        options=b""):
+    doff = doff + len(options) // 4
+    segment = struct.pack("!HHIIBBHHH", sport, dport, seq & 0xffffffff, ack & 0xffffffff, doff << 4,
+                          flags, window, 0, urg) + options + payload
+    return l4(src, dst, TCP, segment, 16)
+
+
+def frame(dst, src, packet, proto=0x0800):
+    return mac(dst) + mac(src) + struct.pack("!H", proto) + packet
+
+
+def raw_socket(ns, dev, receive=True):
+    """AF_PACKET on a device; what it receives is what comes in"""
+    with netns(ns):
+        s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE if hasattr(socket, "SO_RCVBUFFORCE")
+                     else 33, 1 << 24)
+        s.setsockopt(socket.SOL_PACKET, 23, 1)  # PACKET_IGNORE_OUTGOING
+        s.bind((dev, 3 if receive else 0))  # ETH_P_ALL
+    s.setblocking(False)
+    return s
+
+
+def received(s, timeout=0.3):
+    """All frames, until none comes for the time-out"""
+    frames = []
+    while select.select([s], [], [], timeout)[0]:
+        frames.append(s.recv(65536))
+    return frames
+
+
+def udp_socket(ns, addr, port, timeout=2):
+    with netns(ns):
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind((addr, port))
+    s.settimeout(timeout)
+    return s
+
+
+def tcp_pair(client, server, addr, port, to=None, timeout=5):
+    """A connection from one namespace to a listener at addr and port in the
+    other, by way of the address and port 'to' if given: (client, server)"""
+    with netns(server):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((addr, port))
+    listener.listen()
+    listener.settimeout(timeout)
+    with netns(client):
+        c = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    c.settimeout(timeout)
+    c.connect(to or (addr, port))
+    s, _ = listener.accept()
+    s.settimeout(timeout)
+    listener.close()
+    return c, s
+
+
+def end():
+    sys.exit(1 if failed else 0)
