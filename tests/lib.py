@@ -570,5 +570,42 @@ def tcp_pair(client, server, addr, port, to=None, timeout=5):
     return c, s
 
 
+# nf_tables
+
+def _attr(type_, data):
+    return struct.pack("=HH", 4 + len(data), type_) + data + bytes(-len(data) % 4)
+
+
+def new_flowtable(ns, table, name, devices, flags):
+    """A flowtable of the inet family, with flags that nft does not know"""
+    def message(type_, family, res_id, body, flags):
+        data = struct.pack("!BBH", family, 0, res_id) + body
+        return struct.pack("=IHHII", 16 + len(data), type_, flags, 1, 0) + data
+    nested = 1 << 15
+    devs = b"".join(_attr(1, d.encode() + b"\0") for d in devices)
+    hook = _attr(1, struct.pack("!I", 0)) + _attr(2, struct.pack("!i", 0)) + _attr(3 | nested, devs)
+    body = _attr(1, table.encode() + b"\0") + _attr(2, name.encode() + b"\0") + \
+        _attr(3 | nested, hook) + _attr(7, struct.pack("!I", flags))
+    with netns(ns):
+        s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)  # NETLINK_NETFILTER
+    s.settimeout(5)
+    s.send(message(16, 0, 10, b"", 1) + message(10 << 8 | 22, 1, 0, body, 0x405) +
+           message(17, 0, 10, b"", 1))
+    err = -struct.unpack_from("=i", s.recv(65536), 16)[0]
+    s.close()
+    if err:
+        raise OSError(err, os.strerror(err))
+
+
+FLOWTABLE_SNOOP = 4
+
+
+def snoop(ns):
+    """The ruleset's flowtable anew, in snoop mode; it must be without flow add"""
+    on(ns, "nft delete flowtable inet router ft")
+    new_flowtable(ns, "router", "ft", ("rc", "rs"), FLOWTABLE_SNOOP)
+    on(ns, "nft add rule inet router forward ct state established flow add @ft")
+
+
 def end():
     sys.exit(1 if failed else 0)

@@ -38,7 +38,7 @@ result()
 	else
 		failed=$((failed + 1))
 		echo "not ok $results - $2"
-		[ -z "$3" ] || sed 's/^/# /' <<< "$3"
+		[ -z "$3" ] || echo "# ${3//$'\n'/$'\n'# }"
 	fi
 }
 
@@ -153,6 +153,7 @@ end()
 	on "$1" ip link set dev "$2" address "$4" up
 }
 
+# shellcheck disable=SC2120 # the argument is optional
 # hosts [SUFFIX]: client, router and server (with SUFFIX in the name: twins with
 # the same devices and addresses)
 hosts()
@@ -181,6 +182,7 @@ hosts()
 		net.netfilter.nf_conntrack_checksum=1
 }
 
+# shellcheck disable=SC2120
 # ruleset [HOST]: what many routers have: masquerade, a port forward (8080 to
 # the client's 80), and flow add. FAST="" leaves flow add away.
 ruleset()
