@@ -15,6 +15,7 @@ ksrc=$1
 tmp=$(mktemp -d) || die "cannot write to ${TMPDIR:-/tmp}: make room"
 trap 'rm -rf "$tmp"' EXIT
 stage "$ksrc" "$tmp/staged"
-cp -r "$tmp/staged/." "$ksrc" || die "$ksrc: not all files could be written: make room"
+# the tree may be one of hard links to another
+cp -r --remove-destination "$tmp/staged/." "$ksrc" || die "$ksrc: not all files could be written: make room"
 echo "$(patches | wc -l) patches and $(overlay_files | wc -l) new files are in $ksrc: now"
 echo "set CONFIG_BPF_MODULAR_MAPS=y and CONFIG_NF_FLOW_TABLE_BPF_FLOWMAP=m"
