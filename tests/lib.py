@@ -527,9 +527,8 @@ def raw_socket(ns, dev, receive=True):
     """AF_PACKET on a device; what it receives is what comes in"""
     with netns(ns):
         s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE if hasattr(socket, "SO_RCVBUFFORCE")
-                     else 33, 1 << 24)
-        s.setsockopt(socket.SOL_PACKET, 23, 1)  # PACKET_IGNORE_OUTGOING
+        s.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE
+        s.setsockopt(263, 23, 1)  # SOL_PACKET, PACKET_IGNORE_OUTGOING
         s.bind((dev, 3 if receive else 0))  # ETH_P_ALL
     s.setblocking(False)
     return s

@@ -178,8 +178,7 @@ hosts()
 	on "router$s" sysctl -qw net.ipv4.ip_forward=1
 	# conntrack's own settings come with its module
 	modprobe -a nf_conntrack nf_flow_table nft_flow_offload nft_masq nf_conntrack_netlink 2> /dev/null
-	on "router$s" sysctl -qw net.netfilter.nf_conntrack_acct=1 \
-		net.netfilter.nf_conntrack_checksum=1
+	on "router$s" sysctl -qw net.netfilter.nf_conntrack_acct=1
 }
 
 # shellcheck disable=SC2120
