@@ -12,10 +12,21 @@ lock "$BUILD/.lock"
 
 log=$LOG/source.log
 name=linux-source-6.12
+least=6.12.117 # the first whose flowtable the patches fit
+security="have Debian's security archive among apt's sources and run apt-get update"
 stock=$SRC/stock
 ours=$SRC/flowmap
 
-deb=$(find "$CACHE" -name "${name}_*_all.deb" | sort -V | tail -1)
+# newest: the newest that is there, if it is new enough
+newest()
+{
+	local deb
+
+	deb=$(find "$1" -name "${name}_*_all.deb" | sort -V | tail -1)
+	dpkg --compare-versions "$(cut -d_ -f2 <<< "${deb##*/}")" ge "$least" && echo "$deb"
+}
+
+deb=$(newest "$CACHE")
 if [ -z "$deb" ]; then
 	step 2 "kernel source: downloading $name"
 	room 1000 "$CACHE"
@@ -24,11 +35,12 @@ if [ -z "$deb" ]; then
 	mkdir "$tmp"
 	if ! (cd "$tmp" && apt-get -o APT::Sandbox::User=root download "$name") > "$log" 2>&1; then
 		grep -q 'Unable to locate\|No packages found\|has no candidate' "$log" &&
-			die "apt knows no $name: run apt-get update (Debian 12 has it in bookworm-security)"
+			die "apt knows no $name: $security"
 		die "cannot download $name: $(grep '^[EW]:' "$log" | tail -1) (network? apt-get update?)"
 	fi
+	[ -n "$(newest "$tmp")" ] || die "apt has no $name of $least or newer: $security"
 	mv "$tmp"/*.deb "$CACHE"
-	deb=$(find "$CACHE" -name "${name}_*_all.deb" | sort -V | tail -1)
+	deb=$(newest "$CACHE")
 fi
 
 key=$(basename "$deb")
