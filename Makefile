@@ -10,6 +10,7 @@ help:
 	@echo 'make demo              NAT real connections in XDP, in a virtual machine'
 	@echo 'make check             run all tests there (TESTS="tests/a.sh ..." for some)'
 	@echo 'make shell             the guest of the demo, up, with a prompt'
+	@echo 'make bench             instructions a packet, path by path (bench-quick: the main ones)'
 	@echo 'make lint              checkpatch, sparse and shellcheck'
 	@echo 'make kernel            build what the guest boots (KERNEL=flowmap|stock|debug)'
 	@echo 'make apply KSRC=dir    lay overlay and patches over your kernel tree'
@@ -45,6 +46,12 @@ shell: setup
 check: setup
 	@$(VM)/check.sh $(TESTS)
 
+bench: setup
+	@tests/bench/run.sh
+
+bench-quick: setup
+	@tests/bench/run.sh quick
+
 lint: kernel
 	@$(VM)/lint.sh
 
@@ -58,4 +65,4 @@ clean:
 	rm -rf build
 
 .NOTPARALLEL:
-.PHONY: help packages source kernel rootfs progs setup demo shell check lint apply series clean
+.PHONY: help packages source kernel rootfs progs setup demo shell check bench bench-quick lint apply series clean

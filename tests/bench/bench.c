@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Send packets through the topology of paths.sh and take the time
+ *
+ * bench [-6] [-t] [-v VLAN] [-s SOURCE] -f FLOWS setup
+ *	open FLOWS connections with packets of both directions
+ * bench [-6] [-t] [-v VLAN] [-s SOURCE] -f FLOWS -n PACKETS -r RUNS run
+ *	send on them and print nanoseconds a packet, a line a run
+ * bench clock
+ *	print nanoseconds an instruction of a loop of known length
+ *
+ * Fails unless all packets arrive at the server with source address SOURCE.
+ * Time is taken from one packet of the generator to a later one, so that neither
+ * start nor end of a run is in it. Under tests/vm/run --icount an instruction
+ * takes a nanosecond: the line is instructions a packet, end to end.
+ */
+#define _GNU_SOURCE
+#include <argp.h>
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/if_ether.h>
+#include <net/if.h>
+#include <netinet/ip.h>
+#include <netinet/ip6.h>
+#include <netinet/tcp.h>
+#include <netinet/udp.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+
+#include "bench.h"
+#include "bench.skel.h"
+
+#define TCP_SYN	0x02
+#define TCP_ACK	0x10
+#define BATCH	64		/* of live frames */
+#define WARM	(4 * BATCH)	/* before and behind the packets that count */
+#define STEP	7919	/* prime, so that it meets all flows whatever their number */
+
+static struct {
+	const char	*command;
+	const char	*source;
+	const char	*watch;
+	bool		v6;
+	bool		tcp;
+	int		vlan;
+	__u32		flows;
+	__u32		packets;
+	__u32		runs;
+} opt = { .flows = 1, .packets = 20480, .runs = 5 };
+
+static struct bench_bpf *skel;
+
+static void die(const char *what, int err)
+{
+	fprintf(stderr, "bench: %s: %s\n", what, strerror(err < 0 ? -err : errno));
+	exit(1);
+}
+
+static void enter(const char *netns)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/run/netns/%s", netns);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || setns(fd, CLONE_NEWNET))
+		die(path, 0);
+	close(fd);
+}
+
+static __u32 sum16(const void *data, int len)
+{
+	const unsigned char *p = data;
+	__u32 sum = 0;
+	__u16 word;
+
+	for (; len > 0; len -= 2, p += 2) {
+		word = 0;
+		memcpy(&word, p, len > 1 ? 2 : 1);
+		sum += word;
+	}
+	return sum;
+}
+
+static void frame_make(struct bench_frame *f)
+{
+	const int l4_len = opt.tcp ? sizeof(struct tcphdr) : sizeof(struct udphdr);
+	const __u8 proto = opt.tcp ? IPPROTO_TCP : IPPROTO_UDP;
+	const int ip_len = opt.v6 ? sizeof(struct ip6_hdr) : sizeof(struct iphdr);
+	__u8 *p = f->data;
+	int len;
+
+	/* 60 bytes, or the next multiple of 4 (plus 2) that holds the headers */
+	f->len = 60;
+	while (f->len < ETH_HLEN + (unsigned int)(ip_len + l4_len))
+		f->len += 4;
+	len = f->len - ETH_HLEN - ip_len;
+
+	memcpy(p, "\2\0\0\0\0\2\2\0\0\0\0\1", 12);
+	p += 12;
+	if (opt.vlan) {
+		f->len += 4;
+		*(__u16 *)p = htons(ETH_P_8021Q);
+		*(__u16 *)(p + 2) = htons(opt.vlan);
+		p += 4;
+	}
+	*(__u16 *)p = htons(opt.v6 ? ETH_P_IPV6 : ETH_P_IP);
+	p += 2;
+
+	if (opt.v6) {
+		struct ip6_hdr *ip = (void *)p;
+
+		ip->ip6_flow = htonl(6 << 28);
+		ip->ip6_plen = htons(len);
+		ip->ip6_nxt = proto;
+		ip->ip6_hlim = 64;
+		inet_pton(AF_INET6, "fd00:1::2", &ip->ip6_src);
+		inet_pton(AF_INET6, "fd00:2::2", &ip->ip6_dst);
+		f->sum = sum16(&ip->ip6_src, 32);
+	} else {
+		struct iphdr *ip = (void *)p;
+		__u32 sum;
+
+		ip->version = 4;
+		ip->ihl = 5;
+		ip->tot_len = htons(ip_len + len);
+		ip->frag_off = htons(0x4000);
+		ip->ttl = 64;
+		ip->protocol = proto;
+		inet_pton(AF_INET, "10.0.1.2", &ip->saddr);
+		inet_pton(AF_INET, "10.0.2.2", &ip->daddr);
+		sum = sum16(ip, ip_len);
+		sum = (sum & 0xffff) + (sum >> 16);
+		ip->check = ~((sum & 0xffff) + (sum >> 16));
+		f->sum = sum16(&ip->saddr, 8);
+	}
+	p += ip_len;
+	f->sum += htons(len) + htons(proto);
+	f->ports = p - f->data;
+	if (opt.tcp) {
+		struct tcphdr *tcp = (void *)p;
+
+		tcp->doff = 5;
+		tcp->window = htons(65535);
+		f->check = f->ports + offsetof(struct tcphdr, check);
+	} else {
+		((struct udphdr *)p)->len = htons(len);
+		f->check = f->ports + offsetof(struct udphdr, check);
+	}
+	f->sum += sum16(p, l4_len);
+}
+
+/* Nanoseconds a packet, from @first to @last of @packets; dies unless all arrive */
+static double send_packets(__u32 packets, __u32 first, __u32 last)
+{
+	LIBBPF_OPTS(bpf_test_run_opts, run, .repeat = packets,
+		    .data_in = (void *)skel->rodata->frame.data,
+		    .data_size_in = skel->rodata->frame.len,
+		    .flags = BPF_F_TEST_XDP_LIVE_FRAMES);
+	__u64 counted = 0;
+	int i, err;
+
+	memset(skel->bss->counted, 0, sizeof(skel->bss->counted));
+	skel->bss->sent = 0;
+	skel->bss->first = first;
+	skel->bss->last = last;
+	err = bpf_prog_test_run_opts(bpf_program__fd(skel->progs.generate), &run);
+	if (err)
+		die("BPF_PROG_TEST_RUN", err);
+	usleep(1000); /* what is still on its way */
+	for (i = 0; i < 8; i++)
+		counted += skel->bss->counted[i].n;
+	if (counted != packets) {
+		fprintf(stderr, "bench: sent %u packets, %llu arrived%s%s\n", packets,
+			counted, opt.source ? " from " : "", opt.source ?: "");
+		exit(1);
+	}
+	return (double)(skel->bss->end - skel->bss->start) / (last - first);
+}
+
+static void open_all(void)
+{
+	struct bpf_program *server;
+	struct bench_frame f = {};
+	__u8 addr[16];
+	int err;
+
+	skel = bench_bpf__open();
+	if (!skel)
+		die("bench.bpf.o", 0);
+	frame_make(&f);
+	enter("c");
+	f.ifindex = if_nametoindex("c0");
+	memcpy((void *)&skel->rodata->frame, &f, sizeof(f));
+	skel->rodata->flows = opt.flows;
+	skel->rodata->v6 = opt.v6;
+	skel->rodata->tcp = opt.tcp;
+	if (opt.source) {
+		if (inet_pton(opt.v6 ? AF_INET6 : AF_INET, opt.source, addr) != 1)
+			die(opt.source, -EINVAL);
+		memcpy((void *)&skel->rodata->source, addr + (opt.v6 ? 12 : 0), 4);
+	}
+	err = bench_bpf__load(skel);
+	if (err)
+		die("bench.bpf.o", err);
+	server = strcmp(opt.command, "setup") ? skel->progs.sink : skel->progs.answer;
+	/* the client drops its replies */
+	skel->links.drop = bpf_program__attach_xdp(skel->progs.drop, f.ifindex);
+	if (!skel->links.drop)
+		die("c0", 0);
+	enter("s");
+	skel->links.answer = bpf_program__attach_xdp(server, if_nametoindex("s0"));
+	if (!skel->links.answer)
+		die("s0", 0);
+	enter("c");
+}
+
+static void watch(void)
+{
+	fflush(stdout);
+	if (opt.watch && system(opt.watch))
+		die(opt.watch, -EIO);
+}
+
+static void tcp_header(__u8 flags, __u32 seq, __u32 ack)
+{
+	skel->bss->tcp_flags = flags;
+	skel->bss->tcp_seq[0] = htonl(seq);
+	skel->bss->tcp_seq[1] = htonl(ack);
+}
+
+static void clock_check(void)
+{
+	unsigned long n = 100000000, left = n;
+	struct timespec a, b;
+
+	clock_gettime(CLOCK_MONOTONIC, &a);
+	asm volatile("1: dec %0; jnz 1b" : "+r" (left));
+	clock_gettime(CLOCK_MONOTONIC, &b);
+	printf("%.4f\n", ((b.tv_sec - a.tv_sec) * 1e9 + b.tv_nsec - a.tv_nsec) / (2 * n));
+}
+
+static const struct argp_option options[] = {
+	{ "ipv6",	'6', NULL,	0, "IPv6 (IPv4)", 0 },
+	{ "tcp",	't', NULL,	0, "TCP (UDP)", 0 },
+	{ "vlan",	'v', "ID",	0, "with a VLAN tag", 0 },
+	{ "source",	's', "ADDRESS",	0, "what the server must see as source", 0 },
+	{ "watch",	'w', "COMMAND", 0, "run before and after what is measured", 0 },
+	{ "flows",	'f', "N",	0, "connections", 0 },
+	{ "packets",	'n', "N",	0, "packets a run", 0 },
+	{ "runs",	'r', "N",	0, "runs", 0 },
+	{}
+};
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+	switch (key) {
+	case '6':
+		opt.v6 = true;
+		break;
+	case 't':
+		opt.tcp = true;
+		break;
+	case 'v':
+		opt.vlan = atoi(arg);
+		break;
+	case 's':
+		opt.source = arg;
+		break;
+	case 'w':
+		opt.watch = arg;
+		break;
+	case 'f':
+		opt.flows = atoi(arg);
+		break;
+	case 'n':
+		opt.packets = atoi(arg);
+		break;
+	case 'r':
+		opt.runs = atoi(arg);
+		break;
+	case ARGP_KEY_ARG:
+		if (opt.command)
+			argp_usage(state);
+		opt.command = arg;
+		break;
+	case ARGP_KEY_END:
+		opt.packets -= opt.packets % BATCH;
+		if (!opt.command || !opt.flows || !opt.packets)
+			argp_usage(state);
+		break;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	const struct argp argp = { options, parse, "setup|run|clock", NULL, NULL, NULL, NULL };
+	double took;
+	__u32 i;
+
+	argp_parse(&argp, argc, argv, 0, NULL, NULL);
+	if (!strcmp(opt.command, "clock")) {
+		clock_check();
+		return 0;
+	}
+	open_all();
+	if (!strcmp(opt.command, "setup")) {
+		/* the first may be there already, from a set-up of fewer */
+		tcp_header(TCP_SYN, 1000, 0);
+		took = send_packets(opt.flows, opt.flows / 4, opt.flows / 4 + (opt.flows + 1) / 2);
+		tcp_header(TCP_ACK, 1001, 2);
+		if (opt.tcp)
+			took += send_packets(opt.flows, opt.flows / 4,
+					     opt.flows / 4 + (opt.flows + 1) / 2);
+		printf("%.1f\n", opt.flows > 1 ? took : 0);
+		return 0;
+	}
+	tcp_header(TCP_ACK, 1001, 2);
+	skel->data->step = STEP;
+	/* a change at a device may have ended flows: the stack opens them again */
+	for (i = 0; i < 2; i++) {
+		send_packets(opt.flows + WARM, 0, opt.flows);
+		sleep(3);
+	}
+	watch();
+	for (i = 0; i < opt.runs; i++)
+		printf("%.1f\n", send_packets(opt.packets + 2 * WARM, WARM, WARM + opt.packets));
+	watch();
+	return 0;
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the programs (bench.bpf.c) and their loader (bench.c) agree on */
+#ifndef __BENCH_H
+#define __BENCH_H
+
+#define FRAME_MAX	96
+#define PORTS		60000	/* source ports a destination port */
+#define SPORT		1024
+#define DPORT		5001
+
+/* The frame that the generator writes, and where in it what changes lies */
+struct bench_frame {
+	unsigned char	data[FRAME_MAX];
+	unsigned int	len;	/* a multiple of 4 */
+	unsigned int	ports;
+	unsigned int	check;	/* TCP's or UDP's */
+	unsigned int	sum;	/* over all that the checksum covers but ports */
+	unsigned int	ifindex;
+};
+
+#endif
