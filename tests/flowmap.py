@@ -315,6 +315,12 @@ def test_teardown():
                usual[name], close(flow, name))
 
     flow = UdpFlow()
+    got = parse_value(m.lookup_and_delete(flow.key))
+    check("look-up and delete: gives the value and ends the flow",
+          (got.saddr, got.ifindex) == (ROUTER, RS) and gone(m, flow), got)
+    fails("look-up and delete: what is gone is not found", errno.ENOENT, m.lookup_and_delete,
+          flow.key)
+    flow = UdpFlow()
     m.delete(flow.key)
     check("delete: both directions are gone", gone(m, flow))
     check("delete: the conntrack entry is not offloaded any more",
