@@ -38,6 +38,7 @@
 #include <linux/btf.h>
 #include <linux/if_arp.h>
 #include <linux/if_ether.h>
+#include <linux/if_vlan.h>
 #include <linux/jiffies.h>
 #include <linux/kernel.h>
 #include <linux/module.h>
@@ -117,7 +118,9 @@ struct flowmap_flow {
  * @buckets:  the entries
  * @snooper:  how flows come in and go
  * @list:     in flowmaps
- * @lock:     for changes of the buckets and of the numbers below
+ * @lock:     for changes of the buckets and of what is below
+ * @closed:   no more flows: the map or its namespace goes
+ * @changes:  of devices; a flow that was filled in before one is not published
  * @entries:  entries that are published
  * @full:     flows that stayed on the slow path for want of room or memory
  */
@@ -129,8 +132,10 @@ struct flowmap {
 
 	struct nf_flow_snooper snooper ____cacheline_aligned_in_smp;
 	struct list_head list;
-	/* for changes of the buckets and of the numbers below */
+	/* for changes of the buckets and of what is below */
 	spinlock_t lock;
+	bool closed;
+	u32 changes;
 	u32 entries;
 	u64 full;
 };
@@ -247,8 +252,8 @@ static void flowmap_key_from_tuple(struct bpf_flowmap_key *k,
 	int i;
 
 	memset(k, 0, sizeof(*k));
-	k->ifindex = tuple->xmit_type == FLOW_OFFLOAD_XMIT_TC ?
-		     tuple->tc.iifidx : tuple->iifidx;
+	/* what the flowtable hashes, and no more: the rest may change */
+	k->ifindex = tuple->iifidx;
 	k->sport = tuple->src_port;
 	k->dport = tuple->dst_port;
 	k->family = tuple->l3proto;
@@ -285,7 +290,8 @@ static void flowmap_key_from_entry(struct bpf_flowmap_key *k, struct flowmap_ent
 
 static void flowmap_sync_ct(struct bpf_flowmap_value *v, const struct nf_conn *ct)
 {
-	WRITE_ONCE(v->ct_status, (u32)READ_ONCE(ct->status));
+	/* without IPS_DYING: that must always be news to a look-up */
+	WRITE_ONCE(v->ct_status, (u32)READ_ONCE(ct->status) & ~IPS_DYING);
 #ifdef CONFIG_NF_CONNTRACK_MARK
 	WRITE_ONCE(v->ct_mark, READ_ONCE(ct->mark));
 #endif
@@ -359,6 +365,9 @@ flowmap_fill_path(struct bpf_flowmap_value *v, const struct net_device *dev)
 			ether_addr_copy(v->h_dest, path->encap.h_dest);
 			break;
 		case DEV_PATH_VLAN:
+			/* the tag's priority would depend on the packet */
+			if (vlan_dev_priv(path->dev)->nr_egress_mappings)
+				return NULL;
 			if (is_zero_ether_addr(v->h_source))
 				ether_addr_copy(v->h_source, path->dev->dev_addr);
 			break;
@@ -392,6 +401,11 @@ static void flowmap_fill_route(struct flowmap_entry *e, const struct dst_entry *
 	struct bpf_flowmap_value *v = &e->value;
 	const struct net_device *dev = dst->dev;
 
+	if (dst->lwtstate) {
+		v->flags |= BPF_FLOWMAP_TUNNEL;
+		v->ifindex = dev->ifindex;
+		return;
+	}
 	if (dev->addr_len == ETH_ALEN) {
 		e->neigh = dst_neigh_lookup(dst, &other->src_v4);
 		if (e->neigh)
@@ -526,13 +540,22 @@ static void flowmap_unlink(struct flowmap *fm, struct flowmap_entry *old)
 	}
 }
 
-/* Both directions, or none */
-static int flowmap_publish(struct flowmap *fm, struct flowmap_flow *ff)
+/* Both directions, or none. Teardown sets its bit before it takes the lock:
+ * either it is seen here, or teardown sees the entries.
+ */
+static int flowmap_publish(struct flowmap *fm, struct flowmap_flow *ff, u32 changes)
 {
-	int err = -ENOSPC;
+	int err;
 
 	spin_lock_bh(&fm->lock);
-	if (fm->entries + FLOW_OFFLOAD_DIR_MAX <= fm->map.max_entries) {
+	if (fm->closed || test_bit(NF_FLOW_TEARDOWN, &ff->flow->flags)) {
+		err = -ESTALE;
+	} else if (fm->changes != changes) {
+		err = -EAGAIN;
+	} else if (fm->entries + FLOW_OFFLOAD_DIR_MAX > fm->map.max_entries) {
+		err = -ENOSPC;
+		fm->full++;
+	} else {
 		err = flowmap_link(fm, &ff->entry[FLOW_OFFLOAD_DIR_ORIGINAL]);
 		if (!err) {
 			err = flowmap_link(fm, &ff->entry[FLOW_OFFLOAD_DIR_REPLY]);
@@ -540,8 +563,6 @@ static int flowmap_publish(struct flowmap *fm, struct flowmap_flow *ff)
 				flowmap_unlink(fm, &ff->entry[FLOW_OFFLOAD_DIR_ORIGINAL]);
 		}
 	}
-	if (err == -ENOSPC)
-		fm->full++;
 	spin_unlock_bh(&fm->lock);
 	return err;
 }
@@ -573,6 +594,8 @@ static void flowmap_snoop_add(struct nf_flow_snooper *snooper, struct flow_offlo
 {
 	struct flowmap *fm = container_of(snooper, struct flowmap, snooper);
 	struct flowmap_flow *ff;
+	u32 changes;
+	int err;
 
 	ff = bpf_modular_map_cache_alloc(&fm->map, flowmap_cache,
 					 GFP_ATOMIC | __GFP_ZERO | __GFP_NOWARN);
@@ -582,22 +605,20 @@ static void flowmap_snoop_add(struct nf_flow_snooper *snooper, struct flow_offlo
 		spin_unlock_bh(&fm->lock);
 		return;
 	}
+	changes = smp_load_acquire(&fm->changes);
 	ff->flow = flow;
 	ff->ct = flow->ct;
 	flowmap_fill_entry(fm, ff, FLOW_OFFLOAD_DIR_ORIGINAL);
 	flowmap_fill_entry(fm, ff, FLOW_OFFLOAD_DIR_REPLY);
 
-	if (flowmap_publish(fm, ff)) {
-		/* one direction may have been seen for a moment */
-		call_rcu(&ff->rcu, flowmap_free_flow_rcu);
+	err = flowmap_publish(fm, ff, changes);
+	if (!err)
 		return;
-	}
-	/* Whoever tore the flow down meanwhile has not found it. Pairs with
-	 * test_and_set_bit() in flow_offload_teardown().
-	 */
-	smp_mb();
-	if (test_bit(NF_FLOW_TEARDOWN, &flow->flags))
-		flowmap_snoop_teardown(snooper, flow);
+	/* one direction may have been seen for a moment */
+	call_rcu(&ff->rcu, flowmap_free_flow_rcu);
+	/* a device has changed meanwhile: to be offloaded, and filled in, anew */
+	if (err == -EAGAIN)
+		flow_offload_teardown(flow);
 }
 
 /* Call @fn for each entry; it may unlink it */
@@ -609,13 +630,14 @@ static void flowmap_walk(struct flowmap *fm,
 	u32 i;
 
 	for (i = 0; i <= fm->mask; i++) {
+		if (!(i % 1024))
+			cond_resched();
 		if (!rcu_access_pointer(fm->buckets[i]))
 			continue;
 		rcu_read_lock();
 		for (e = rcu_dereference(fm->buckets[i]); e; e = rcu_dereference(e->next))
 			fn(fm, e, data);
 		rcu_read_unlock();
-		cond_resched();
 	}
 }
 
@@ -624,9 +646,20 @@ static void flowmap_forget(struct flowmap *fm, struct flowmap_entry *e, void *da
 	flowmap_snoop_teardown(&fm->snooper, flowmap_flow_of(e)->flow);
 }
 
+/* Let go of all flows, and take no more; while the snooper is registered, so
+ * that the flow of an entry that is found here is still there
+ */
+static void flowmap_close(struct flowmap *fm)
+{
+	spin_lock_bh(&fm->lock);
+	fm->closed = true;
+	spin_unlock_bh(&fm->lock);
+	flowmap_walk(fm, flowmap_forget, NULL);
+}
+
 static void flowmap_snoop_net_exit(struct nf_flow_snooper *snooper)
 {
-	flowmap_walk(container_of(snooper, struct flowmap, snooper), flowmap_forget, NULL);
+	flowmap_close(container_of(snooper, struct flowmap, snooper));
 }
 
 static const struct nf_flow_snoop_ops flowmap_snoop_ops = {
@@ -635,17 +668,37 @@ static const struct nf_flow_snoop_ops flowmap_snoop_ops = {
 	.net_exit	= flowmap_snoop_net_exit,
 };
 
+static bool flowmap_leaves_by(const struct flowmap_entry *e,
+			      const struct flow_offload_tuple *tuple,
+			      const struct net_device *dev)
+{
+	if (e->neigh && e->neigh->dev == dev)
+		return true;
+	switch (tuple->xmit_type) {
+	case FLOW_OFFLOAD_XMIT_NEIGH:
+		if (tuple->dst_cache->dev == dev)
+			return true;
+		break;
+	case FLOW_OFFLOAD_XMIT_DIRECT:
+		if (tuple->out.ifidx == dev->ifindex)
+			return true;
+		break;
+	default:
+		break;
+	}
+	/* a VLAN on the way may be any of those on the device below */
+	if (e->value.encap[0].proto && is_vlan_dev(dev))
+		dev = vlan_dev_real_dev(dev);
+	return e->value.ifindex == dev->ifindex;
+}
+
 static void flowmap_dev_gone(struct flowmap *fm, struct flowmap_entry *e, void *data)
 {
 	struct flow_offload *flow = flowmap_flow_of(e)->flow;
 	const struct flow_offload_tuple *tuple = &flow->tuplehash[e->dir].tuple;
 	const struct net_device *dev = data;
 
-	if (tuple->iifidx == dev->ifindex || e->value.ifindex == dev->ifindex ||
-	    (tuple->xmit_type == FLOW_OFFLOAD_XMIT_NEIGH &&
-	     tuple->dst_cache->dev == dev) ||
-	    (tuple->xmit_type == FLOW_OFFLOAD_XMIT_DIRECT &&
-	     tuple->out.ifidx == dev->ifindex))
+	if (tuple->iifidx == dev->ifindex || flowmap_leaves_by(e, tuple, dev))
 		flow_offload_teardown(flow);
 }
 
@@ -664,6 +717,7 @@ static int flowmap_netdev_event(struct notifier_block *nb, unsigned long event, 
 	case NETDEV_UNREGISTER:
 	case NETDEV_CHANGEMTU:
 	case NETDEV_CHANGEADDR:
+	case NETDEV_CHANGEUPPER:
 	case NETDEV_XDP_FEAT_CHANGE:
 		break;
 	default:
@@ -671,9 +725,14 @@ static int flowmap_netdev_event(struct notifier_block *nb, unsigned long event, 
 	}
 
 	mutex_lock(&flowmaps_mutex);
-	list_for_each_entry(fm, &flowmaps, list)
-		if (fm->snooper.net == dev_net(dev))
-			flowmap_walk(fm, flowmap_dev_gone, dev);
+	list_for_each_entry(fm, &flowmaps, list) {
+		if (fm->snooper.net != dev_net(dev))
+			continue;
+		spin_lock_bh(&fm->lock);
+		fm->changes++;
+		spin_unlock_bh(&fm->lock);
+		flowmap_walk(fm, flowmap_dev_gone, dev);
+	}
 	mutex_unlock(&flowmaps_mutex);
 	return NOTIFY_DONE;
 }
@@ -693,7 +752,7 @@ static noinline bool flowmap_ct_changed(struct flowmap_entry *e, const struct nf
 
 static bool flowmap_ct_stale(struct flowmap_entry *e, const struct nf_conn *ct)
 {
-	bool same = e->value.ct_status == (u32)READ_ONCE(ct->status);
+	bool same = READ_ONCE(e->value.ct_status) == (u32)READ_ONCE(ct->status);
 
 #ifdef CONFIG_NF_CONNTRACK_MARK
 	same &= e->value.ct_mark == READ_ONCE(ct->mark);
@@ -718,9 +777,11 @@ static noinline void flowmap_refresh(struct flowmap_entry *e)
 	WRITE_ONCE(e->value.last_used, (u32)ktime_get_seconds());
 	flowmap_sync_ct(&e->value, flowmap_flow_of(e)->ct);
 	nf_flow_snoop_refresh(flowmap_flow_of(e)->flow);
-	/* as neigh_output() would: a stale neighbour is probed */
+	/* as neigh_output() would: a stale neighbour is probed. By its timer, not
+	 * from here, where a lock of the device may be held (tc)
+	 */
 	if (e->neigh)
-		neigh_event_send(e->neigh, NULL);
+		neigh_event_send_probe(e->neigh, NULL, false);
 }
 
 static noinline void flowmap_count(struct flowmap_entry *e, u32 packets, u64 bytes)
@@ -731,8 +792,12 @@ static noinline void flowmap_count(struct flowmap_entry *e, u32 packets, u64 byt
 		atomic64_add(packets, (atomic64_t *)&v->packets);
 		atomic64_add(bytes, (atomic64_t *)&v->bytes);
 	}
-	if (e->count & FLOWMAP_COUNT_CT)
-		nf_ct_acct_add(flowmap_flow_of(e)->ct, e->dir, packets, bytes);
+	if (e->count & FLOWMAP_COUNT_CT) {
+		struct nf_conn_acct *acct = nf_conn_acct_find(flowmap_flow_of(e)->ct);
+
+		atomic64_add(packets, &acct->counter[e->dir].packets);
+		atomic64_add(bytes, &acct->counter[e->dir].bytes);
+	}
 }
 
 /* The packet, or the flow, is out of the ordinary. Return: what the look-up
@@ -764,10 +829,23 @@ static noinline void *flowmap_lookup_special(struct flowmap_entry *e,
 	return NULL;
 }
 
+/* Has something that the entry rests on changed? */
+static __always_inline bool flowmap_stale(struct flowmap_entry *e,
+					  const struct flowmap_flow *ff)
+{
+	const struct flow_offload_tuple *tuple = &ff->flow->tuplehash[e->dir].tuple;
+
+	if (flowmap_ct_stale(e, ff->ct))
+		return true;
+	if (tuple->xmit_type == FLOW_OFFLOAD_XMIT_NEIGH &&
+	    !dst_check(tuple->dst_cache, tuple->dst_cookie))
+		return true;
+	return e->neigh && unlikely(flowmap_neigh_moved(e));
+}
+
 static void *flowmap_lookup_elem(struct bpf_map *map, void *key)
 {
 	const struct bpf_flowmap_key *k = key;
-	const struct flow_offload_tuple *tuple;
 	struct flowmap_flow *ff;
 	struct flowmap_entry *e;
 
@@ -785,28 +863,18 @@ static void *flowmap_lookup_elem(struct bpf_map *map, void *key)
 	}
 
 	ff = flowmap_flow_of(e);
-	tuple = &ff->flow->tuplehash[e->dir].tuple;
-	if (flowmap_ct_stale(e, ff->ct))
-		goto teardown;
-	if (tuple->xmit_type == FLOW_OFFLOAD_XMIT_NEIGH &&
-	    !dst_check(tuple->dst_cache, tuple->dst_cookie))
-		goto teardown;
-	if (e->neigh) {
-		if (unlikely(flowmap_neigh_moved(e)))
-			goto teardown;
-		if (unlikely(!flowmap_neigh_usable(e->neigh)))
-			return NULL;
+	if (unlikely(flowmap_stale(e, ff))) {
+		flow_offload_teardown(ff->flow);
+		return NULL;
 	}
+	if (e->neigh && unlikely(!flowmap_neigh_usable(e->neigh)))
+		return NULL;
 
 	if (unlikely((u32)jiffies - READ_ONCE(e->stamp) >= HZ))
 		flowmap_refresh(e);
 	if (unlikely(e->count))
 		flowmap_count(e, 1, k->len);
 	return &e->value;
-
-teardown:
-	flow_offload_teardown(ff->flow);
-	return NULL;
 }
 
 /* User space */
@@ -824,21 +892,27 @@ static void *flowmap_lookup_elem_sys(struct bpf_map *map, void *key)
 /* Credit packets that others forwarded: a NIC, say */
 static long flowmap_update_elem(struct bpf_map *map, void *key, void *value, u64 flags)
 {
-	const struct bpf_flowmap_value *credit = value;
-	struct bpf_flowmap_value rest = *credit;
+	struct bpf_flowmap_value credit = *(const struct bpf_flowmap_value *)value;
 	struct flowmap_entry *e;
+	u64 packets, bytes;
 
 	if (flags != BPF_EXIST)
 		return -EOPNOTSUPP;
-	rest.packets = 0;
-	rest.bytes = 0;
-	if (memchr_inv(&rest, 0, sizeof(rest)) || credit->packets > U32_MAX)
+	packets = credit.packets;
+	bytes = credit.bytes;
+	credit.packets = 0;
+	credit.bytes = 0;
+	if (memchr_inv(&credit, 0, sizeof(credit)) || packets > U32_MAX)
 		return -EINVAL;
 
 	e = flowmap_find(to_flowmap(map), key);
 	if (!e)
 		return -ENOENT;
-	flowmap_count(e, credit->packets, credit->bytes);
+	if (flowmap_stale(e, flowmap_flow_of(e))) {
+		flow_offload_teardown(flowmap_flow_of(e)->flow);
+		return -ENOENT;
+	}
+	flowmap_count(e, packets, bytes);
 	flowmap_refresh(e);
 	return 0;
 }
@@ -903,6 +977,7 @@ static long flowmap_for_each(struct bpf_map *map, bpf_callback_t callback,
 	for (i = 0; i <= fm->mask; i++) {
 		for (e = flowmap_deref(fm->buckets[i]); e; e = flowmap_deref(e->next)) {
 			flowmap_key_from_entry(&k, e);
+			flowmap_sync_ct(&e->value, flowmap_flow_of(e)->ct);
 			done++;
 			if (callback((u64)(long)map, (u64)(long)&k,
 				     (u64)(long)&e->value, (u64)(long)ctx, 0))
@@ -928,11 +1003,11 @@ static void flowmap_free(struct bpf_map *map)
 {
 	struct flowmap *fm = to_flowmap(map);
 
+	flowmap_close(fm);
 	nf_flow_snoop_unregister(&fm->snooper);
 	mutex_lock(&flowmaps_mutex);
 	list_del(&fm->list);
 	mutex_unlock(&flowmaps_mutex);
-	flowmap_walk(fm, flowmap_forget, NULL);
 	bpf_map_area_free(fm->buckets);
 	bpf_map_area_free(fm);
 }
@@ -973,13 +1048,73 @@ static u64 flowmap_mem_usage(const struct bpf_map *map)
 	       kmem_cache_size(flowmap_cache);
 }
 
+/* Members of the UAPI's structures: a program that was built for others would
+ * misread every value
+ */
+static const u8 flowmap_key_members[] = {
+	offsetof(struct bpf_flowmap_key, ifindex),
+	offsetof(struct bpf_flowmap_key, sport),
+	offsetof(struct bpf_flowmap_key, dport),
+	offsetof(struct bpf_flowmap_key, family),
+	offsetof(struct bpf_flowmap_key, l4proto),
+	offsetof(struct bpf_flowmap_key, reserved),
+	offsetof(struct bpf_flowmap_key, encap),
+	offsetof(struct bpf_flowmap_key, tunnel),
+	offsetof(struct bpf_flowmap_key, addr),
+	offsetof(struct bpf_flowmap_key, len),
+	offsetof(struct bpf_flowmap_key, tcp_flags),
+	offsetof(struct bpf_flowmap_key, flags),
+	offsetof(struct bpf_flowmap_key, reserved2),
+};
+
+static const u8 flowmap_value_members[] = {
+	offsetof(struct bpf_flowmap_value, flags),
+	offsetof(struct bpf_flowmap_value, ifindex),
+	offsetof(struct bpf_flowmap_value, h_dest),
+	offsetof(struct bpf_flowmap_value, h_source),
+	offsetof(struct bpf_flowmap_value, h_proto),
+	offsetof(struct bpf_flowmap_value, mtu),
+	offsetof(struct bpf_flowmap_value, encap),
+	offsetof(struct bpf_flowmap_value, ip_csum_diff),
+	offsetof(struct bpf_flowmap_value, l4_csum_diff),
+	offsetof(struct bpf_flowmap_value, sport),
+	offsetof(struct bpf_flowmap_value, dport),
+	offsetof(struct bpf_flowmap_value, addr),
+	offsetof(struct bpf_flowmap_value, ct_status),
+	offsetof(struct bpf_flowmap_value, ct_mark),
+	offsetof(struct bpf_flowmap_value, ct_id),
+	offsetof(struct bpf_flowmap_value, ct_zone),
+	offsetof(struct bpf_flowmap_value, tcp_state),
+	offsetof(struct bpf_flowmap_value, reserved),
+	offsetof(struct bpf_flowmap_value, packets),
+	offsetof(struct bpf_flowmap_value, bytes),
+	offsetof(struct bpf_flowmap_value, last_used),
+	offsetof(struct bpf_flowmap_value, reserved2),
+};
+
+static bool flowmap_btf_matches(const struct btf_type *t, const u8 *offsets, u32 n)
+{
+	const struct btf_member *member;
+	u32 i;
+
+	if (!__btf_type_is_struct(t) || btf_type_vlen(t) != n)
+		return false;
+	for_each_member(i, t, member)
+		if (__btf_member_bit_offset(t, member) != 8 * offsets[i])
+			return false;
+	return true;
+}
+
 static int flowmap_check_btf(const struct bpf_map *map, const struct btf *btf,
 			     const struct btf_type *key_type,
 			     const struct btf_type *value_type)
 {
-	/* sizes have been compared, and say which layout is meant */
-	return __btf_type_is_struct(key_type) && __btf_type_is_struct(value_type) ?
-	       0 : -EINVAL;
+	if (!flowmap_btf_matches(key_type, flowmap_key_members,
+				 ARRAY_SIZE(flowmap_key_members)) ||
+	    !flowmap_btf_matches(value_type, flowmap_value_members,
+				 ARRAY_SIZE(flowmap_value_members)))
+		return -EINVAL;
+	return 0;
 }
 
 static const struct bpf_map_ops flowmap_ops = {
@@ -1022,7 +1157,7 @@ static const struct bpf_modular_map_type flowmap_type = {
 
 /* /proc/net/nf_flowmap: the namespace's maps, and how full they are */
 
-static int flowmap_proc_show(struct seq_file *m, void *v)
+static int __maybe_unused flowmap_proc_show(struct seq_file *m, void *v)
 {
 	struct net *net = seq_file_single_net(m);
 	struct flowmap *fm;

@@ -96,9 +96,9 @@ void nf_flow_snoop_net_exit(struct net *net)
 	list_for_each_entry_safe(snooper, next, &snoopers, list) {
 		if (!net_eq(snooper->net, net))
 			continue;
+		snooper->ops->net_exit(snooper);
 		nf_flow_snoop_unlink(snooper);
 		snooper->net = NULL;
-		snooper->ops->net_exit(snooper);
 	}
 	mutex_unlock(&snoop_mutex);
 }

@@ -55,6 +55,7 @@ add "bpf: modular maps: registration of map types" kernel/bpf/modular_maps/* \
 	include/linux/bpf_modular_maps.h include/uapi/linux/bpf_modular_maps.h \
 	Documentation/bpf/modular_maps.rst
 patch_in 0001
+patch_in 0004
 add "netfilter: flowtable: tell snoopers of flows" net/netfilter/nf_flow_table_snoop.c \
 	include/linux/netfilter/nf_flow_table_snoop.h \
 	Documentation/networking/nf_flowtable_snoop.rst

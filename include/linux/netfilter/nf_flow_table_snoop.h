@@ -19,13 +19,16 @@ struct nf_flow_snooper;
  *            flow is where @teardown would find it.
  * @teardown: packets of the flow belong to the stack from now on, whatever
  *            the reason: FIN, RST, a stale route, expiry, flush, the device
- *            or the flowtable gone. Told once a flow.
- * @net_exit: the network namespace goes away. The snooper is unregistered
- *            already and is told nothing more; it must let go of all flows.
+ *            or the flowtable gone. It may be told more than once, and is
+ *            told before the connection can be offloaded anew.
+ * @net_exit: the network namespace goes away, and the snooper is unregistered
+ *            when this returns: it must let go of all flows, and take no more.
  *
  * Context: @add and @teardown any up to softirq, in an RCU read section,
  * possibly on several CPUs at once; they must not sleep. A flow, its route
- * and its conntrack entry stay for a grace period after @teardown.
+ * and its conntrack entry stay for a grace period after @teardown has returned.
+ * So does a flow that is let go of while still registered: whoever stops to
+ * listen lets go of all flows first.
  * @net_exit: process, may sleep.
  */
 struct nf_flow_snoop_ops {

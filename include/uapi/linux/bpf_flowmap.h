@@ -163,8 +163,8 @@ struct bpf_flowmap_value {
 	__u16	ct_zone;
 	__u8	tcp_state;
 	__u8	reserved;
-	__u64	packets;
-	__u64	bytes;
+	__aligned_u64 packets;
+	__aligned_u64 bytes;
 	__u32	last_used;
 	__u32	reserved2;
 };

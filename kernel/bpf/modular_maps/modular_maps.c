@@ -10,7 +10,8 @@
  *
  * Life: a map owns a reference on the module and one on the registration,
  * taken before map_alloc() and given back after map_free(), which runs from
- * a work queue, after the last user is gone. Programs, pins, links and file
+ * a work queue, after the last user is gone, or from map_create(), if that
+ * fails after map_alloc(). Programs, pins, links and file
  * descriptors hold the map. A registration is a kobject: its last reference
  * is put by bpf_modular_map_unregister(), by the last map, or by the last
  * reader of its files in sysfs.
@@ -97,11 +98,11 @@ static int modular_map_no_next_key(struct bpf_map *map, void *key, void *next)
 static void modular_map_fill_ops(struct bpf_map_ops *ops, u32 flags)
 {
 	if (flags & BPF_MODULAR_MAP_GENERIC_BATCH) {
-		if (ops->map_get_next_key)
+		if (ops->map_get_next_key && !ops->map_lookup_batch)
 			ops->map_lookup_batch = generic_map_lookup_batch;
-		if (ops->map_update_elem)
+		if (ops->map_update_elem && !ops->map_update_batch)
 			ops->map_update_batch = generic_map_update_batch;
-		if (ops->map_delete_elem)
+		if (ops->map_delete_elem && !ops->map_delete_batch)
 			ops->map_delete_batch = generic_map_delete_batch;
 	}
 	if (ops->map_for_each_callback)
@@ -221,7 +222,11 @@ static int modular_map_check_type(const struct bpf_modular_map_type *type, u32 a
 		return -EINVAL;
 
 	err = modular_map_check_ops(type->ops);
-	return err ? err : modular_map_check_helpers(type);
+	if (err)
+		return err;
+	if (type->ops->map_mmap && type->flags & BPF_MODULAR_MAP_VALUE_RDONLY)
+		return -EINVAL;
+	return modular_map_check_helpers(type);
 }
 
 static struct bpf_modular_map *modular_map_find(u32 type, const char *name)
@@ -370,9 +375,11 @@ static struct bpf_modular_map *modular_map_tryget(u32 type)
 static int modular_map_check_attr(const struct bpf_modular_map_type *type,
 				  const union bpf_attr *attr)
 {
-	if (type->cap != CAP_BPF && !capable(type->cap))
+	if (type->cap != CAP_BPF && !bpf_token_capable(NULL, type->cap))
 		return -EPERM;
 	if (attr->map_flags & ~(type->map_flags | BPF_F_RDONLY | BPF_F_WRONLY))
+		return -EINVAL;
+	if (!bpf_map_flags_access_ok(attr->map_flags))
 		return -EINVAL;
 	if (attr->map_extra && !(type->flags & BPF_MODULAR_MAP_EXTRA))
 		return -EINVAL;
