@@ -39,6 +39,8 @@ setup: kernel rootfs progs
 
 demo: setup
 	@$(VM)/run --kernel $(KERNEL) tests/demo.sh
+	@echo && echo '== instructions that a packet costs on each path (UDP, NAT)'
+	@tests/bench/run.sh demo
 
 shell: setup
 	@$(VM)/run --kernel $(KERNEL) --shell tests/demo.sh --shell

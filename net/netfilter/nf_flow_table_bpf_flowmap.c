@@ -605,6 +605,7 @@ static void flowmap_snoop_add(struct nf_flow_snooper *snooper, struct flow_offlo
 		spin_unlock_bh(&fm->lock);
 		return;
 	}
+	/* before anything of a device is read; see flowmap_netdev_event() */
 	changes = smp_load_acquire(&fm->changes);
 	ff->flow = flow;
 	ff->ct = flow->ct;
