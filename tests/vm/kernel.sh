@@ -79,6 +79,8 @@ if [ -e "$REPO/tests/modules/Makefile" ] && [ "$variant" != stock ]; then
 	kmake M="$mods" modules >> "$log" 2>&1 || failed "tests/modules does not build"
 fi
 
+gcc -O2 -o "$boot/../tsc" "$vm/tsc.c" >> "$log" 2>&1 || failed "tests/vm/tsc.c does not build"
+
 # newer than what boots?
 if [ "$boot/modules.sqfs" -nt "$obj/modules.order" ] &&
    [ "$boot/modules.sqfs" -nt "$obj/vmlinux" ] &&
