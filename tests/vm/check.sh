@@ -21,7 +21,7 @@ one()
 	shift
 	read -r pass fail skip < "$counts"
 	echo "# $name"
-	{ "$@" 2>&1; echo "exit $?"; } | awk -v name="$name" -v counts="$counts" \
+	{ "$@" 2>&1; echo "exit $?"; } | gawk -v name="$name" -v counts="$counts" \
 		-v pass="$pass" -v fail="$fail" -v skip="$skip" '
 	function result(ok, text) {
 		if (ok && text ~ /# *SKIP/) skip++

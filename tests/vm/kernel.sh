@@ -63,7 +63,7 @@ whole=
 [ -e "$obj/vmlinux.o" ] || whole=1
 step 3 "kernel $variant: building (log: ${log#"$REPO"/})"
 kmake -j"$(nproc)" vmlinux modules 2>&1 | tee -a "$log" |
-	awk -v total="$total" '
+	gawk -v total="$total" '
 	/^  (CC|AS|AR|LD|HOSTCC)/ { p = int(100 * ++n / total) }
 	p >= last + 5 && p < 100 { last = p - p % 5; printf "      %d%%\n", last; fflush() }
 	/^  (LD|BTF|BTFIDS|OBJTOOL) +(\[M\] +)?(vmlinux|.tmp_vmlinux)/ { print "    " $0; fflush() }'
