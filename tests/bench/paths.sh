@@ -102,7 +102,7 @@ topology()
 
 ruleset()
 {
-	local max=${all_flows[-1]} bucket
+	local max=$((all_flows[-1] > 20000 ? all_flows[-1] : 20000)) bucket
 
 	modprobe -a nf_conntrack nft_ct nf_nat nft_masq nft_flow_offload nf_flow_table_inet
 	bucket=$((max * 2 > 65536 ? max * 2 : 65536))
@@ -145,6 +145,7 @@ row()
 		"samples=$(grep -v way <<< "$out" | paste -sd,)"
 }
 
+sysctl -qw kernel.sched_rt_runtime_us=-1
 topology
 ulimit -l unlimited
 echo "info kernel=$(uname -r) nft=$(nft -v | cut -d' ' -f2) xdp-tools=$(xdp-forward load --version 2>&1 | awk '{ print $3; exit }') clock=$("$bench" clock)"
@@ -157,7 +158,8 @@ $R ip link set dev r0 xdp off
 opts=("${with[@]}")
 row forward 1 "$client" 0 1
 
-ruleset "flowtable ft { hook ingress priority filter; devices = { r0, r1 }; }" "flow add @ft"
+flowtable="flowtable ft { hook ingress priority filter; devices = { r0, r1 }; }"
+ruleset "$flowtable" "flow add @ft"
 for f in "${all_flows[@]}"; do
 	"$bench" "${opts[@]}" -s "$masq" -f "$f" setup > /dev/null || exit 1
 	row flowtable "$f" "$masq" 0 0
@@ -171,6 +173,11 @@ for f in "${all_flows[@]}"; do
 		row "xdp_ct${counters:++counters}" "$f" "$masq" 1 0
 		$R xdp_ct detach
 	done
+	if [ "$family-$proto-$tag" = 4-udp-untagged ]; then
+		# while the server has its program: a change there ends flows
+		"$bench" "${opts[@]}" -s "$masq" -f "$f" -r 0 \
+			-w "$R $FLOWMAP_BUILD/bench/maps $f $packets $runs" run || exit 1
+	fi
 done
 
 $R nft delete table inet fw
@@ -178,6 +185,36 @@ ruleset "" accept
 for f in "${all_flows[@]}"; do
 	row conntrack "$f" "$masq" 0 1
 done
+
+# what it takes to open a flow, two packets on the slow path, and to hold it
+control()
+{
+	local maps i samples n=20000 bytes
+
+	$R nft delete table inet fw
+	ip -n r link add d0 up type dummy
+	for maps in 0 1; do
+		[ $maps = 0 ] || $R xdp_ct attach --mode skb --max-entries $((n * 2)) d0 || exit 1
+		samples=()
+		for ((i = 0; i < runs; i++)); do
+			$R conntrack -F 2> /dev/null
+			ruleset "$flowtable" "flow add @ft"
+			samples+=("$("$bench" "${opts[@]}" -s "$masq" -f $n setup)") || exit 1
+			if [ "$maps.$i" = 1.0 ]; then
+				bytes=$($R bpftool -j map show |
+					jq "map(select(.name == \"flowmap\"))[0].bytes_memlock")
+				[ "$($R tail -1 /proc/net/nf_flowmap | cut -f2)" = $((n * 2)) ] ||
+					die "the flowmap has not all of $n flows"
+				echo "row kind=memory path=flowmap flows=$n samples=$((bytes / n))"
+			fi
+			$R nft delete table inet fw
+			sleep 2
+		done
+		echo "row kind=control path=open,$maps-maps flows=$n samples=$(IFS=,; echo "${samples[*]}")"
+	done
+	$R xdp_ct detach
+}
+[ "$family-$proto-$nat-$tag" != 4-udp-nat-untagged ] || control
 
 for n in c r s; do
 	ip netns del "$n"

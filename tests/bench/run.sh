@@ -19,8 +19,8 @@ if [ "$1" = demo ]; then
 elif [ "$1" = quick ]; then
 	args=(3 12800 "4-udp-nat-untagged:1,1000" 6-udp-nat-untagged:1)
 else
-	args=(5 20480 "4-udp-nat-untagged:1,1000,100000" "6-udp-nat-untagged:1,1000,100000"
-	      "4-tcp-nat-untagged:1,1000" 6-tcp-nat-untagged:1 4-udp-plain-untagged:1
+	args=(5 20480 "4-udp-nat-untagged:1,1000,100000" "6-udp-nat-untagged:1,1000"
+	      4-tcp-nat-untagged:1 6-tcp-nat-untagged:1 4-udp-plain-untagged:1
 	      4-udp-nat-vlan:1 6-udp-nat-vlan:1)
 fi
 rm -f "$out"
