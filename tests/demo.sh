@@ -213,7 +213,8 @@ say "connections: packets by the slow path, by XDP"
 printf '%-16s %-41s %-24s %4s %7s %6s\n' transfer connection NAT slow XDP share
 printf '%s\n' "${rows[@]}"
 
-cleanup 2> /dev/null
+disown -a # or the shell reports each as killed
+cleanup
 if [ "$bad" = 0 ]; then
 	say "all transfers arrived whole, each with at least 99 of 100 packets by XDP"
 else

@@ -12,6 +12,7 @@ tree=$SRC/flowmap
 n=0
 bad=0
 cd "$REPO" || exit 1
+shopt -s lastpipe # result counts in this shell
 
 # result NAME: by standard input, which is what was found
 result()
@@ -45,7 +46,8 @@ checkpatch()
 files '*.sh' .ci/run tests/vm/run tests/vm/guest-init '*.bash-completion' |
 	xargs shellcheck -x -e SC2317,SC2119 --format=gcc 2>&1 | result "shellcheck"
 
-files 'patches/*.patch' | while read -r f; do checkpatch "$f"; done |
+# by standard input: a patch that git knows is checked as if it were source
+files 'patches/*.patch' | while read -r f; do checkpatch < "$f" | sed "s,^-,$f,"; done |
 	result "checkpatch --strict: patches"
 
 files 'kernel/*.[ch]' 'net/*.[ch]' 'include/*.h' | while read -r f; do
