@@ -177,7 +177,7 @@ hosts()
 	on "client$s" ip route add default via 10.0.1.1
 	on "router$s" sysctl -qw net.ipv4.ip_forward=1
 	# conntrack's own settings come with its module
-	modprobe -a nf_conntrack nf_flow_table nft_flow_offload nft_masq nf_conntrack_netlink 2> /dev/null
+	modprobe -a nf_conntrack nft_flow_offload nft_masq nf_conntrack_netlink || exit 1
 	on "router$s" sysctl -qw net.netfilter.nf_conntrack_acct=1
 }
 
