@@ -29,6 +29,9 @@ if [ $# != 3 ]; then
 fi
 IFS=-:, read -r family proto nat tag flow_list <<< "$3"
 IFS=, read -ra all_flows <<< "$flow_list"
+# the map alone and the control path, once
+more=0
+[[ $3 != 4-udp-nat-untagged:*,* ]] || more=1
 bench=$FLOWMAP_BUILD/bench/bench
 in=r0 opts=()
 if [ "$family" = 6 ]; then
@@ -173,7 +176,7 @@ for f in "${all_flows[@]}"; do
 		row "xdp_ct${counters:++counters}" "$f" "$masq" 1 0
 		$R xdp_ct detach
 	done
-	if [ "$family-$proto-$tag" = 4-udp-untagged ]; then
+	if [ $more = 1 ]; then
 		# while the server has its program: a change there ends flows
 		"$bench" "${opts[@]}" -s "$masq" -f "$f" -r 0 \
 			-w "$R $FLOWMAP_BUILD/bench/maps $f $packets $runs" run || exit 1
@@ -214,7 +217,7 @@ control()
 	done
 	$R xdp_ct detach
 }
-[ "$family-$proto-$nat-$tag" != 4-udp-nat-untagged ] || control
+[ $more = 0 ] || control
 
 for n in c r s; do
 	ip netns del "$n"
