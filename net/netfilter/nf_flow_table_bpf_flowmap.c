@@ -466,7 +466,9 @@ static void flowmap_fill_entry(struct flowmap *fm, struct flowmap_flow *ff,
 	v->flags = dir == FLOW_OFFLOAD_DIR_REPLY ? BPF_FLOWMAP_REPLY : 0;
 	v->h_proto = k.family == AF_INET6 ? htons(ETH_P_IPV6) : htons(ETH_P_IP);
 	v->mtu = tuple->mtu;
-	v->ct_id = ntohl((__force __be32)nf_ct_get_id(ff->ct));
+	/* a hash: once is enough for both directions */
+	v->ct_id = dir == FLOW_OFFLOAD_DIR_REPLY ? ff->entry[!dir].value.ct_id :
+		   ntohl((__force __be32)nf_ct_get_id(ff->ct));
 	v->ct_zone = nf_ct_zone(ff->ct)->id;
 	v->last_used = (u32)ktime_get_seconds();
 	flowmap_sync_ct(v, ff->ct);
