@@ -131,8 +131,19 @@ done
 
 # Things go while traffic runs; what can, comes back
 on router xdp_ct attach rc rs --counters
-on client sh -c 'iperf3 -c 203.0.113.2 -u -b 2M -l 200 -t 30 -J > /tmp/while' &
+python3 -c '
+from lib import udp_socket
+client = udp_socket("client", "10.0.1.2", 6000, 0.05)
+server = udp_socket("server", "203.0.113.2", 6000, 0.05)
+while True:
+    try:
+        client.sendto(bytes(200), ("203.0.113.2", 6000))
+        server.sendto(*server.recvfrom(300))
+        client.recv(300)
+    except OSError:
+        pass' &
 traffic=$!
+wait_until sh -c 'nsenter --net=/run/netns/router conntrack -L -p udp --dport 6000 | grep -q OFFLOAD'
 sleep 1
 on router nft flush ruleset
 sleep 0.5
@@ -153,7 +164,7 @@ for _ in 1 2 3 4 5; do
 	on router ip link set dev rs down
 	on router ip link set dev rs up
 done
-sleep 1
+sleep 2
 before=$(counted)
 sleep 0.5
 [ "$(counted)" -gt "$before" ]
