@@ -506,7 +506,8 @@ static void flowmap_free_flow_rcu(struct rcu_head *rcu)
 #define flowmap_locked(fm, p) \
 	rcu_dereference_protected(p, lockdep_is_held(&(fm)->lock))
 
-static int flowmap_link(struct flowmap *fm, struct flowmap_entry *new)
+/* Return: NULL, or the entry that has the place already */
+static struct flowmap_entry *flowmap_link(struct flowmap *fm, struct flowmap_entry *new)
 {
 	struct flowmap_entry __rcu **pos = flowmap_bucket(fm, new->words);
 	struct bpf_flowmap_key k;
@@ -520,11 +521,11 @@ static int flowmap_link(struct flowmap *fm, struct flowmap_entry *new)
 			break;
 	}
 	if (e && !cmp)
-		return -EEXIST;
+		return e;
 	RCU_INIT_POINTER(new->next, e);
 	rcu_assign_pointer(*pos, new);
 	fm->entries++;
-	return 0;
+	return NULL;
 }
 
 static void flowmap_unlink(struct flowmap *fm, struct flowmap_entry *old)
@@ -543,11 +544,14 @@ static void flowmap_unlink(struct flowmap *fm, struct flowmap_entry *old)
 }
 
 /* Both directions, or none. Teardown sets its bit before it takes the lock:
- * either it is seen here, or teardown sees the entries.
+ * either it is seen here, or teardown sees the entries. For -EEXIST, @old is
+ * the flow that is in the way; the caller is in an RCU read section.
  */
-static int flowmap_publish(struct flowmap *fm, struct flowmap_flow *ff, u32 changes)
+static int flowmap_publish(struct flowmap *fm, struct flowmap_flow *ff, u32 changes,
+			   struct flow_offload **old)
 {
-	int err;
+	struct flowmap_entry *other;
+	int err = 0;
 
 	spin_lock_bh(&fm->lock);
 	if (fm->closed || test_bit(NF_FLOW_TEARDOWN, &ff->flow->flags)) {
@@ -558,11 +562,15 @@ static int flowmap_publish(struct flowmap *fm, struct flowmap_flow *ff, u32 chan
 		err = -ENOSPC;
 		fm->full++;
 	} else {
-		err = flowmap_link(fm, &ff->entry[FLOW_OFFLOAD_DIR_ORIGINAL]);
-		if (!err) {
-			err = flowmap_link(fm, &ff->entry[FLOW_OFFLOAD_DIR_REPLY]);
-			if (err)
+		other = flowmap_link(fm, &ff->entry[FLOW_OFFLOAD_DIR_ORIGINAL]);
+		if (!other) {
+			other = flowmap_link(fm, &ff->entry[FLOW_OFFLOAD_DIR_REPLY]);
+			if (other)
 				flowmap_unlink(fm, &ff->entry[FLOW_OFFLOAD_DIR_ORIGINAL]);
+		}
+		if (other) {
+			err = -EEXIST;
+			*old = flowmap_flow_of(other)->flow;
 		}
 	}
 	spin_unlock_bh(&fm->lock);
@@ -595,6 +603,7 @@ static void flowmap_snoop_teardown(struct nf_flow_snooper *snooper,
 static void flowmap_snoop_add(struct nf_flow_snooper *snooper, struct flow_offload *flow)
 {
 	struct flowmap *fm = container_of(snooper, struct flowmap, snooper);
+	struct flow_offload *old;
 	struct flowmap_flow *ff;
 	u32 changes;
 	int err;
@@ -614,7 +623,12 @@ static void flowmap_snoop_add(struct nf_flow_snooper *snooper, struct flow_offlo
 	flowmap_fill_entry(fm, ff, FLOW_OFFLOAD_DIR_ORIGINAL);
 	flowmap_fill_entry(fm, ff, FLOW_OFFLOAD_DIR_REPLY);
 
-	err = flowmap_publish(fm, ff, changes);
+	err = flowmap_publish(fm, ff, changes, &old);
+	/* the same connection, whose entry conntrack has dropped, the flowtable not yet */
+	if (err == -EEXIST && nf_ct_is_dying(old->ct)) {
+		flow_offload_teardown(old);
+		err = flowmap_publish(fm, ff, changes, &old);
+	}
 	if (!err)
 		return;
 	/* one direction may have been seen for a moment */
