@@ -59,7 +59,7 @@ fi
 # the percentage is of the steps that a whole build takes
 step 3 "kernel $variant: building (log: ${log#"$REPO"/})"
 kmake -j"$(nproc)" vmlinux modules 2>&1 | tee -a "$log" |
-	gawk -v total=1450 '
+	gawk -v total=1970 '
 	/^  (CC|AS|AR|LD|HOSTCC)/ { p = int(100 * ++n / total) }
 	p >= last + 5 && p < 100 { last = p - p % 5; printf "      %d%%\n", last; fflush() }
 	/^  (LD|BTF|BTFIDS|OBJTOOL) +(\[M\] +)?(vmlinux|.tmp_vmlinux)/ { print "    " $0; fflush() }'
