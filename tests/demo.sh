@@ -169,8 +169,8 @@ cat > /tmp/vsftpd.conf <<- EOT
 	connect_from_port_20=YES
 	seccomp_sandbox=NO
 EOT
-on server vsftpd /tmp/vsftpd.conf &
-on server iperf3 -s > /dev/null &
+on server vsftpd /tmp/vsftpd.conf 2> /dev/null &
+on server iperf3 -s > /dev/null 2>&1 &
 wait_until on server sh -c 'ss -ltn | grep -q :21 && ss -ltn | grep -q :5201'
 
 if [ "$1" = --shell ]; then
@@ -193,7 +193,7 @@ transfer "FTP get active" ftp get active
 transfer "FTP put passive" ftp put passive
 transfer "FTP put active" ftp put active
 
-on client iperf3 -c 203.0.113.2 -t 20 > /dev/null &
+on client iperf3 -c 203.0.113.2 -t 20 > /dev/null 2>&1 &
 sleep 2
 on router conntrack -L 2> /dev/null | grep OFFLOAD | grep -v dport=21 > /tmp/conntrack
 on router bpftool -j map dump name flowmap > /tmp/dump
@@ -213,7 +213,6 @@ say "connections: packets by the slow path, by XDP"
 printf '%-16s %-41s %-24s %4s %7s %6s\n' transfer connection NAT slow XDP share
 printf '%s\n' "${rows[@]}"
 
-disown -a # or the shell reports each as killed
 cleanup
 if [ "$bad" = 0 ]; then
 	say "all transfers arrived whole, each with at least 99 of 100 packets by XDP"
