@@ -63,6 +63,27 @@ __bpf_modular_map_register(const struct bpf_modular_map_type *type,
 	__bpf_modular_map_register(type, THIS_MODULE, BPF_MODULAR_MAP_ABI)
 void bpf_modular_map_unregister(struct bpf_modular_map *modular);
 
+/**
+ * module_bpf_modular_map() - the whole init and exit of a module with one type
+ * @__type: the struct bpf_modular_map_type
+ *
+ * For a module that has nothing else to set up, and whose map_free() puts
+ * nothing off that runs the module's code.
+ */
+#define module_bpf_modular_map(__type)					\
+static struct bpf_modular_map *__type##_modular;			\
+static int __init __type##_init(void)					\
+{									\
+	__type##_modular = bpf_modular_map_register(&(__type));		\
+	return PTR_ERR_OR_ZERO(__type##_modular);			\
+}									\
+module_init(__type##_init);						\
+static void __exit __type##_exit(void)					\
+{									\
+	bpf_modular_map_unregister(__type##_modular);			\
+}									\
+module_exit(__type##_exit)
+
 void *bpf_modular_map_cache_alloc(const struct bpf_map *map,
 				  struct kmem_cache *cache, gfp_t gfp);
 

@@ -1,94 +1,104 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* A map type by Documentation/bpf/modular_maps.rst alone; keys may not share a hash */
+/* A hash map, by Documentation/bpf/modular_maps.rst alone */
 #include <linux/bpf_modular_maps.h>
 #include <linux/jhash.h>
 #include <linux/slab.h>
-#include <linux/xarray.h>
 
 struct toy {
 	struct bpf_map map;
-	struct xarray xa; /* by hash; its lock is for count, too */
+	spinlock_t lock; /* for changes */
 	u32 count;
+	struct hlist_head bucket[]; /* max_entries of them */
 };
 
 struct toy_elem {
+	struct hlist_node node;
 	struct rcu_head rcu;
-	u8 data[] __aligned(8); /* key, value at the next multiple of 8 */
+	u8 value[] __aligned(8); /* and the key behind it */
 };
 
 #define to_toy(m) container_of(m, struct toy, map)
-#define toy_hash(map, key) jhash(key, (map)->key_size, 0)
-#define toy_value(map, e) ((e)->data + round_up((map)->key_size, 8))
+
+static u64 toy_elem_size(const struct bpf_map *map)
+{
+	return sizeof(struct toy_elem) + map->value_size + map->key_size;
+}
+
+static u32 toy_index(const struct bpf_map *map, void *key)
+{
+	return jhash(key, map->key_size, 0) % map->max_entries;
+}
 
 static struct toy_elem *toy_find(struct bpf_map *map, void *key)
 {
-	struct toy_elem *e = xa_load(&to_toy(map)->xa, toy_hash(map, key));
+	struct toy_elem *e;
 
-	return e && !memcmp(e->data, key, map->key_size) ? e : NULL;
+	hlist_for_each_entry_rcu(e, &to_toy(map)->bucket[toy_index(map, key)], node, true)
+		if (!memcmp(e->value + map->value_size, key, map->key_size))
+			return e;
+	return NULL;
 }
 
 static void *toy_lookup(struct bpf_map *map, void *key)
 {
 	struct toy_elem *e = toy_find(map, key);
 
-	return e ? toy_value(map, e) : NULL;
+	return e ? e->value : NULL;
 }
 
-/* All changes: @new in the place of what there is, either may be NULL */
-static long toy_set(struct bpf_map *map, void *key, struct toy_elem *new, u64 flags)
+static void toy_remove(struct toy *toy, struct toy_elem *e)
 {
-	struct toy *toy = to_toy(map);
-	struct toy_elem *old;
-	long err;
-
-	xa_lock_bh(&toy->xa);
-	old = toy_find(map, key);
-	if (old ? flags == BPF_NOEXIST : flags == BPF_EXIST)
-		err = old ? -EEXIST : -ENOENT;
-	else if (!old && (toy->count == map->max_entries ||
-			  xa_load(&toy->xa, toy_hash(map, key))))
-		err = -E2BIG;
-	else
-		err = xa_err(__xa_store(&toy->xa, toy_hash(map, key), new, GFP_ATOMIC));
-	if (!err)
-		toy->count += !!new - !!old;
-	xa_unlock_bh(&toy->xa);
-	if (!err && old)
-		kfree_rcu(old, rcu);
-	return err;
+	toy->count--;
+	hlist_del_rcu(&e->node);
+	kfree_rcu(e, rcu);
 }
 
 static long toy_update(struct bpf_map *map, void *key, void *value, u64 flags)
 {
-	struct toy_elem *new;
-	long err;
+	struct toy_elem *old, *new __free(kfree) = kmalloc(toy_elem_size(map), GFP_ATOMIC);
+	struct toy *toy = to_toy(map);
 
-	if (flags > BPF_EXIST)
-		return -EINVAL;
-	new = kmalloc(sizeof(*new) + round_up(map->key_size, 8) + map->value_size, GFP_ATOMIC);
-	if (!new)
-		return -ENOMEM;
-	memcpy(new->data, key, map->key_size);
-	memcpy(toy_value(map, new), value, map->value_size);
-	err = toy_set(map, key, new, flags);
-	if (err)
-		kfree(new);
-	return err;
+	if (!new || flags > BPF_EXIST)
+		return new ? -EINVAL : -ENOMEM;
+	memcpy(new->value, value, map->value_size);
+	memcpy(new->value + map->value_size, key, map->key_size);
+	guard(spinlock_bh)(&toy->lock);
+	old = toy_find(map, key);
+	if (old ? flags == BPF_NOEXIST : flags == BPF_EXIST)
+		return old ? -EEXIST : -ENOENT;
+	if (!old && toy->count == map->max_entries)
+		return -E2BIG;
+	toy->count++;
+	hlist_add_head_rcu(&no_free_ptr(new)->node, &toy->bucket[toy_index(map, key)]);
+	if (old)
+		toy_remove(toy, old);
+	return 0;
 }
 
 static long toy_delete(struct bpf_map *map, void *key)
 {
-	return toy_set(map, key, NULL, BPF_EXIST);
+	struct toy_elem *e;
+
+	guard(spinlock_bh)(&to_toy(map)->lock);
+	e = toy_find(map, key);
+	if (e)
+		toy_remove(to_toy(map), e);
+	return e ? 0 : -ENOENT;
 }
 
 static int toy_next_key(struct bpf_map *map, void *key, void *next)
 {
-	unsigned long i = key && toy_find(map, key) ? toy_hash(map, key) + 1UL : 0;
-	struct toy_elem *e = xa_find(&to_toy(map)->xa, &i, ULONG_MAX, XA_PRESENT);
+	struct toy_elem *e = key ? toy_find(map, key) : NULL;
+	u32 i = e ? toy_index(map, key) + 1 : 0;
+	struct hlist_node *n = e ? rcu_dereference_raw(hlist_next_rcu(&e->node)) : NULL;
 
-	if (e)
-		memcpy(next, e->data, map->key_size);
-	return e ? 0 : -ENOENT;
+	while (!n && i < map->max_entries)
+		n = rcu_dereference_raw(hlist_first_rcu(&to_toy(map)->bucket[i++]));
+	if (!n)
+		return -ENOENT;
+	e = hlist_entry(n, struct toy_elem, node);
+	memcpy(next, e->value + map->value_size, map->key_size);
+	return 0;
 }
 
 static struct bpf_map *toy_alloc(union bpf_attr *attr)
@@ -98,70 +108,50 @@ static struct bpf_map *toy_alloc(union bpf_attr *attr)
 	if (!attr->key_size || !attr->value_size || !attr->max_entries ||
 	    attr->key_size > 512 || attr->value_size > 4096)
 		return ERR_PTR(-EINVAL);
-	toy = bpf_map_area_alloc(sizeof(*toy), NUMA_NO_NODE);
+	toy = bpf_map_area_alloc(struct_size(toy, bucket, attr->max_entries), NUMA_NO_NODE);
 	if (!toy)
 		return ERR_PTR(-ENOMEM);
 	bpf_map_init_from_attr(&toy->map, attr);
-	xa_init_flags(&toy->xa, XA_FLAGS_LOCK_BH);
+	spin_lock_init(&toy->lock);
 	return &toy->map;
 }
 
 static void toy_free(struct bpf_map *map)
 {
+	struct hlist_node *n;
 	struct toy_elem *e;
-	unsigned long i;
 
-	xa_for_each(&to_toy(map)->xa, i, e)
-		kfree(e);
-	xa_destroy(&to_toy(map)->xa);
+	for (u32 i = 0; i < map->max_entries; i++)
+		hlist_for_each_entry_safe(e, n, &to_toy(map)->bucket[i], node)
+			kfree(e);
 	bpf_map_area_free(map);
 }
 
 static u64 toy_mem_usage(const struct bpf_map *map)
 {
-	return sizeof(struct toy) + (u64)to_toy(map)->count *
-	       (sizeof(struct toy_elem) + round_up(map->key_size, 8) + map->value_size);
+	return struct_size(to_toy(map), bucket, map->max_entries) +
+	       to_toy(map)->count * toy_elem_size(map);
 }
-
-static const u16 toy_helpers[] = {
-	BPF_FUNC_map_lookup_elem, BPF_FUNC_map_update_elem, BPF_FUNC_map_delete_elem, 0
-};
-
-static const struct bpf_map_ops toy_ops = {
-	.map_alloc		= toy_alloc,
-	.map_free		= toy_free,
-	.map_mem_usage		= toy_mem_usage,
-	.map_lookup_elem	= toy_lookup,
-	.map_update_elem	= toy_update,
-	.map_delete_elem	= toy_delete,
-	.map_get_next_key	= toy_next_key,
-};
 
 static const struct bpf_modular_map_type toy_type = {
-	.type		= BPF_MAP_TYPE_MODULAR_LOCAL,
-	.name		= "toy",
-	.ops		= &toy_ops,
-	.prog_types	= BIT_ULL(BPF_PROG_TYPE_XDP),
-	.helpers	= toy_helpers,
-	.cap		= CAP_BPF,
-	.flags		= BPF_MODULAR_MAP_GENERIC_BATCH,
+	.type = BPF_MAP_TYPE_MODULAR_LOCAL,
+	.name = "toy",
+	.ops = &(const struct bpf_map_ops) {
+		.map_alloc		= toy_alloc,
+		.map_free		= toy_free,
+		.map_mem_usage		= toy_mem_usage,
+		.map_lookup_elem	= toy_lookup,
+		.map_update_elem	= toy_update,
+		.map_delete_elem	= toy_delete,
+		.map_get_next_key	= toy_next_key,
+	},
+	.prog_types = BIT_ULL(BPF_PROG_TYPE_XDP),
+	.helpers = (const u16[]) { BPF_FUNC_map_lookup_elem, BPF_FUNC_map_update_elem,
+				   BPF_FUNC_map_delete_elem, 0 },
+	.cap = CAP_BPF,
+	.flags = BPF_MODULAR_MAP_GENERIC_BATCH,
 };
-
-static struct bpf_modular_map *toy_modular;
-
-static int __init toy_init(void)
-{
-	toy_modular = bpf_modular_map_register(&toy_type);
-	return PTR_ERR_OR_ZERO(toy_modular);
-}
-
-static void __exit toy_exit(void)
-{
-	bpf_modular_map_unregister(toy_modular);
-}
-
-module_init(toy_init);
-module_exit(toy_exit);
+module_bpf_modular_map(toy_type);
 MODULE_LICENSE("GPL");
 MODULE_DESCRIPTION("A BPF map type for tests");
 MODULE_ALIAS("bpf-map-type-98304");
