@@ -1,75 +1,87 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# make check: lint on the host, then each test in a guest of its own (or those
-# named), as one stream of KTAP with numbers of its own. What a test prints beside
-# its results is shown as it comes. A test that breaks off, runs fewer cases than
-# it planned or exits non-zero without saying 'not ok' is a failure, too.
+# make check: lint on the host, and each test in a guest of its own (or those
+# named), as many at once as there are cores (JOBS), as one stream of KTAP with
+# numbers of its own. What a test prints beside its results is shown with its
+# name, as it comes. A test that breaks off, runs fewer cases than it planned or
+# exits non-zero without saying 'not ok' is a failure, too.
 
 # shellcheck source=tests/vm/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-counts=$(mktemp) || die "cannot write to ${TMPDIR:-/tmp}: make room"
-trap 'rm -f "$counts"' EXIT
-echo "0 0 0" > "$counts"
-
-# one NAME COMMAND...: run, renumber, count
-one()
+# tagged NAME COMMAND...: its lines, and at the end how it ended, behind NAME
+tagged()
 {
-	local name=$1 start=$SECONDS pass fail skip
+	local name=$1 start=$SECONDS
 
 	shift
-	read -r pass fail skip < "$counts"
-	echo "# $name"
-	{ "$@" 2>&1; echo "exit $?"; } | gawk -v name="$name" -v counts="$counts" \
-		-v pass="$pass" -v fail="$fail" -v skip="$skip" '
+	{ "$@" 2>&1; echo "exit $? $((SECONDS - start))"; } |
+		gawk -v name="$name" '{ sub(/\r$/, ""); print name "\t" $0; fflush() }'
+}
+
+# Many streams of tagged lines into one
+merge()
+{
+	gawk -F '\t' '
 	function result(ok, text) {
 		if (ok && text ~ /# *SKIP/) skip++
 		else if (ok) pass++
-		else { fail++; bad++ }
+		else { fail++; bad[name]++ }
 		printf "%sok %d - %s: %s\n", ok ? "" : "not ", pass + fail + skip, name, text
 	}
-	{ sub(/\r$/, "") }
-	held != "" { print held; held = "" }
-	/^(not )?ok( |$)/ {
-		text = $0
+	{ name = $1; text = substr($0, length(name) + 2) }
+	text ~ /^(not )?ok( |$)/ {
+		ok = text ~ /^ok/
 		sub(/^(not )?ok *[0-9]* *(- *)?/, "", text)
-		seen++
-		result($1 == "ok", text)
+		seen[name]++
+		result(ok, text)
 		fflush()
 		next
 	}
-	/^1\.\.0 / { sub(/^1\.\.0 */, ""); result(1, $0); planned = 1; next }
-	/^1\.\.[0-9]+/ { plan = substr($1, 4); planned = 1; next }
-	/^(K?TAP version|# Totals:)/ { next }
-	/^exit [0-9]+$/ { held = $0; next }
-	{ print; fflush() }
-	END {
-		split(held, e)
-		if (planned && plan != seen)
-			result(0, "planned " plan " results, gave " seen + 0)
-		else if (!seen && !planned)
+	text ~ /^1\.\.0 / { sub(/^1\.\.0 */, "", text); result(1, text); plan[name] = 0; next }
+	text ~ /^1\.\.[0-9]+/ { plan[name] = substr(text, 4); next }
+	text ~ /^(K?TAP version|# Totals:)/ { next }
+	text ~ /^exit [0-9]+ [0-9]+$/ {
+		split(text, e, " ")
+		if (name in plan && plan[name] != seen[name] + 0)
+			result(0, "planned " plan[name] " results, gave " seen[name] + 0)
+		else if (!seen[name] && !(name in plan))
 			result(0, "gave no result")
-		if (e[2] && !bad)
+		if (e[2] && !bad[name])
 			result(0, "exited with " e[2])
-		print pass + 0, fail + 0, skip + 0 > counts
+		print "# " name ": " e[3] " s"
+		fflush()
+		next
+	}
+	{ sub(/^# ?/, "", text); print "# " name ": " text; fflush() }
+	END {
+		printf "1..%d\n", pass + fail + skip
+		printf "%d passed, %d failed%s\n", pass, fail, skip ? ", " skip " skipped" : ""
+		exit fail || !pass
 	}'
-	echo "# $name: $((SECONDS - start)) s"
+}
+
+# place: wait for one
+place()
+{
+	while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-$(nproc)}" ]; do
+		wait -n
+	done
 }
 
 echo "KTAP version 1"
-if [ $# = 0 ]; then
-	one lint "$REPO/tests/vm/lint.sh"
-	for t in "$REPO"/tests/*.sh; do
-		[ -x "$t" ] && [ "${t##*/}" != demo.sh ] && set -- "$@" "$t"
+set -o pipefail
+{
+	if [ $# = 0 ]; then
+		tagged lint "$REPO/tests/vm/lint.sh" &
+		for t in "$REPO"/tests/*.sh; do
+			[ -x "$t" ] && [ "${t##*/}" != demo.sh ] && set -- "$@" "$t"
+		done
+	fi
+	for t; do
+		place
+		tagged "$(basename "$t" .sh)" "$REPO/tests/vm/run" "$t" &
 	done
-fi
-for t; do
-	one "$(basename "$t" .sh)" "$REPO/tests/vm/run" "$t"
-done
-read -r pass fail skip < "$counts"
-echo "1..$((pass + fail + skip))"
-skipped=
-[ "$skip" = 0 ] || skipped=", $skip skipped"
-echo "$pass passed, $fail failed$skipped"
-[ "$fail" = 0 ] && [ "$pass" -gt 0 ]
+	wait
+} | merge
