@@ -3,7 +3,6 @@
 import errno
 import os
 import random
-import re
 import socket
 import struct
 import threading
@@ -11,86 +10,11 @@ import time
 import traceback
 
 from lib import (ACK, BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, COUNTERS, DNAT, FIN,
-                 IPS_OFFLOAD, KEY_STACK, MAP_LOOKUP_BATCH, NO_NEIGH, REPLY, RST, SNAT, TCP, UDP,
-                 Fields, Lookup, Map, check, credit, csum, end, expect, fails, ifindex, ipv4, mac,
-                 make_key, netns, not_ok, on, parse_key, parse_value, run, sysctl, tcp, tcp_pair,
-                 udp, udp_socket, wait_for, with_facts)
-
-CLIENT, SERVER, ROUTER, INSIDE = "10.0.1.2", "203.0.113.2", "203.0.113.1", "10.0.1.1"
-RC, RS = ifindex("router", "rc"), ifindex("router", "rs")
-ports = iter(range(20000, 30000))
-
-
-class UdpFlow:
-    """client:port to server:port through the masquerade, both ways once"""
-    def __init__(self):
-        self.port = next(ports)
-        self.client = udp_socket("client", CLIENT, self.port)
-        self.server = udp_socket("server", SERVER, self.port)
-        self.talk()
-        self.key = make_key(RC, UDP, CLIENT, self.port, SERVER, self.port)
-        self.reply = make_key(RS, UDP, SERVER, self.port, ROUTER, self.port)
-
-    def talk(self):
-        """True if a packet arrived in each direction"""
-        try:
-            self.client.sendto(b"to", (SERVER, self.port))
-            data, peer = self.server.recvfrom(100)
-            self.server.sendto(b"from", peer)
-            return data == b"to" and self.client.recv(100) == b"from"
-        except OSError:
-            return False
-
-
-class TcpFlow:
-    """server to the port forward, the client answers"""
-    def __init__(self):
-        self.server, self.client = tcp_pair("server", "client", CLIENT, 80, (ROUTER, 8080))
-        self.port = self.server.getsockname()[1]
-        self.talk()
-        self.key = make_key(RS, TCP, SERVER, self.port, ROUTER, 8080, tcp_flags=ACK)
-        self.reply = make_key(RC, TCP, CLIENT, 80, SERVER, self.port, tcp_flags=ACK)
-
-    def talk(self):
-        self.server.sendall(b"to")
-        self.client.recv(100)
-        self.client.sendall(b"from")
-        return self.server.recv(100) == b"from"
-
-
-def router_map(**kwargs):
-    with netns("router"):
-        return Map(**kwargs)
-
-
-def value(m, key):
-    """What user space reads; None if it is not there"""
-    try:
-        return parse_value(m.lookup(key))
-    except FileNotFoundError:
-        return None
-
-
-def published(m, flow):
-    return value(m, flow.key) is not None and value(m, flow.reply) is not None
-
-
-def gone(m, flow):
-    return value(m, flow.key) is None and value(m, flow.reply) is None
-
-
-def conntrack(proto, port):
-    """Fields of the connection whose original direction has this source port"""
-    for line in on("router", "conntrack -L -o id 2>/dev/null").splitlines():
-        pairs = re.findall(r"(\w+)=(\S+)", line)
-        names = [n for n, _ in pairs]
-        if line.startswith(proto) and ("sport", str(port)) in pairs[:names.index("dport") + 1]:
-            second = names.index("src", 1)
-            return Fields(line=line, offload="[OFFLOAD]" in line,
-                          id=int(re.search(r"id=(\d+)$", line.strip())[1]),
-                          mark=int(re.search(r"mark=(\d+)", line)[1]),
-                          original=dict(pairs[:second]), reply=dict(pairs[second:]))
-    return None
+                 IPS_OFFLOAD, MAP_LOOKUP_BATCH, REPLY, RST, SNAT, TCP, UDP, Lookup, Map, check,
+                 credit, csum, end, expect, fails, ifindex, ipv4, mac, make_key, netns, not_ok, on,
+                 parse_key, parse_value, run, sysctl, tcp, udp, wait_for, with_facts)
+from flows import (CLIENT, INSIDE, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, gone, ports,
+                   published, router_map, value)
 
 
 def same_packet(name, got, old, new, l3check, l4check):

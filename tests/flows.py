@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0
+"""
+Connections through the router of lib.sh's hosts and ruleset, and what the
+router's maps and conntrack say of them
+"""
+import re
+
+from lib import (ACK, TCP, UDP, Fields, Map, ifindex, make_key, netns, on, parse_value, tcp_pair,
+                 udp_socket)
+
+CLIENT, SERVER, ROUTER, INSIDE = "10.0.1.2", "203.0.113.2", "203.0.113.1", "10.0.1.1"
+RC, RS = ifindex("router", "rc"), ifindex("router", "rs")
+ports = iter(range(20000, 30000))
+
+
+class UdpFlow:
+    """client:port to server:port through the masquerade, both ways once"""
+    def __init__(self):
+        self.port = next(ports)
+        self.client = udp_socket("client", CLIENT, self.port)
+        self.server = udp_socket("server", SERVER, self.port)
+        self.talk()
+        self.key = make_key(RC, UDP, CLIENT, self.port, SERVER, self.port)
+        self.reply = make_key(RS, UDP, SERVER, self.port, ROUTER, self.port)
+
+    def talk(self):
+        """True if a packet arrived in each direction"""
+        try:
+            self.client.sendto(b"to", (SERVER, self.port))
+            data, peer = self.server.recvfrom(100)
+            self.server.sendto(b"from", peer)
+            return data == b"to" and self.client.recv(100) == b"from"
+        except OSError:
+            return False
+
+
+class TcpFlow:
+    """server to the port forward, the client answers"""
+    def __init__(self):
+        self.server, self.client = tcp_pair("server", "client", CLIENT, 80, (ROUTER, 8080))
+        self.port = self.server.getsockname()[1]
+        self.talk()
+        self.key = make_key(RS, TCP, SERVER, self.port, ROUTER, 8080, tcp_flags=ACK)
+        self.reply = make_key(RC, TCP, CLIENT, 80, SERVER, self.port, tcp_flags=ACK)
+
+    def talk(self):
+        self.server.sendall(b"to")
+        self.client.recv(100)
+        self.client.sendall(b"from")
+        return self.server.recv(100) == b"from"
+
+
+def router_map(**kwargs):
+    with netns("router"):
+        return Map(**kwargs)
+
+
+def value(m, key):
+    """What user space reads; None if it is not there"""
+    try:
+        return parse_value(m.lookup(key))
+    except FileNotFoundError:
+        return None
+
+
+def published(m, flow):
+    return value(m, flow.key) is not None and value(m, flow.reply) is not None
+
+
+def gone(m, flow):
+    return value(m, flow.key) is None and value(m, flow.reply) is None
+
+
+def conntrack(proto, port):
+    """Fields of the connection whose original direction has this source port"""
+    for line in on("router", "conntrack -L -o id 2>/dev/null").splitlines():
+        pairs = re.findall(r"(\w+)=(\S+)", line)
+        names = [n for n, _ in pairs]
+        if line.startswith(proto) and ("sport", str(port)) in pairs[:names.index("dport") + 1]:
+            second = names.index("src", 1)
+            return Fields(line=line, offload="[OFFLOAD]" in line,
+                          id=int(re.search(r"id=(\d+)$", line.strip())[1]),
+                          mark=int(re.search(r"mark=(\d+)", line)[1]),
+                          original=dict(pairs[:second]), reply=dict(pairs[second:]))
+    return None
