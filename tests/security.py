@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Cases of security.sh; the hosts, the ruleset and xdp_ct are up"""
+import ctypes
+import errno
+import json
+import os
+import random
+import socket
+import struct
+import time
+import traceback
+
+from lib import (ACK, BPF_EXIST, FIN, RST, SYN, TCP, UDP, Lookup, Map, Prog, check, csum, credit,
+                 end, expect, fails, frame, ipv4, map_by_id, map_ids, movi, netns, not_ok, obj_get,
+                 on, program, raw_socket, run, tcp, udp, udp_socket, wait_for, EXIT)
+from flows import (CLIENT, RC, ROUTER, SERVER, TcpFlow, UdpFlow, conntrack, published, router_map,
+                   value)
+
+BPF_F_RDONLY, BPF_F_WRONLY = 1 << 3, 1 << 4
+NOBODY = 65534
+MACS = {name: os.environ[name + "_MAC"] for name in ("CLIENT", "RC", "RS", "SERVER")}
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def in_container(function, *args, ns=None, **kwargs):
+    """Result of function(...), JSON's types, as run by the root of a container:
+    all capabilities, in a user and a network namespace that are its own"""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        answer = "died"
+        try:
+            if ns:
+                fd = os.open(f"/run/netns/{ns}", os.O_RDONLY)
+                os.setns(fd, os.CLONE_NEWNET)
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is its own
+            os.unshare(os.CLONE_NEWUSER | (0 if ns else os.CLONE_NEWNET))
+            for name, text in (("setgroups", "deny"), ("uid_map", f"0 {NOBODY} 1"),
+                               ("gid_map", f"0 {NOBODY} 1")):
+                with open(f"/proc/self/{name}", "w", encoding="ascii") as f:
+                    f.write(text)
+            answer = function(*args, **kwargs)
+        except OSError as e:
+            answer = errno.errorcode.get(e.errno, e.errno)
+        finally:
+            os.write(write, json.dumps(answer).encode())
+            os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    with os.fdopen(read) as f:
+        return json.load(f)
+
+
+def proc_maps():
+    """Lines of /proc/net/nf_flowmap: [[id, entries, max_entries, full], ...]"""
+    with open("/proc/thread-self/net/nf_flowmap", encoding="ascii") as f:
+        return [[int(n) for n in line.split()] for line in f.readlines()[1:]]
+
+
+def entries(m):
+    with netns("router"):
+        return next(line[1] for line in proc_maps() if line[0] == m.info()["id"])
+
+
+def test_container():
+    m, flow = router_map(), UdpFlow()
+    m.pin("/sys/fs/bpf/flowmap")
+    expect("container: is root there", [0, True],
+           in_container(lambda: [os.getuid(), bool(run("nft list ruleset; echo yes"))]))
+    expect("container: creates no map", "EPERM", in_container(lambda: Map().fd))
+    expect("container: loads no program", "EPERM",
+           in_container(lambda: Prog(program(movi(0, 2), EXIT)).fd))
+    expect("container: finds no map by its id", "EPERM",
+           in_container(lambda: map_by_id(m.info()["id"]).fd))
+    expect("container: lists no maps", "EPERM", in_container(map_ids))
+    expect("container: opens no pinned map", "EACCES",
+           in_container(lambda: obj_get("/sys/fs/bpf/flowmap").fd))
+    expect("container: sees no map in its own /proc/net", [], in_container(proc_maps))
+    os.unlink("/sys/fs/bpf/flowmap")
+
+    before = entries(m)
+    with netns("router2"):
+        inner = Map()
+    inside = udp_socket("client2", CLIENT, flow.port), udp_socket("server2", SERVER, flow.port)
+    inside[0].sendto(b"to", (SERVER, flow.port))
+    inside[1].sendto(b"from", inside[1].recvfrom(9)[1])
+    inside[0].recv(9)
+    expect("container: its connections are in no other namespace's map", (before, 2),
+           (entries(m), wait_for(lambda: len(list(inner.keys())) == 2) and 2))
+    on("router2", "conntrack -F 2>/dev/null")
+    check("container: nor does it end those of others", published(m, flow) and flow.talk())
+
+
+def test_fd():
+    m, flow = router_map(), UdpFlow()
+    reader = router_map(flags=BPF_F_RDONLY)
+    check("descriptor: read-only reads", value(reader, flow.key))
+    fails("descriptor: read-only updates nothing", errno.EPERM, reader.update, flow.key,
+          credit(1, 1), BPF_EXIST)
+    fails("descriptor: read-only deletes nothing", errno.EPERM, reader.delete, flow.key)
+    writer = router_map(flags=BPF_F_WRONLY)
+    fails("descriptor: write-only reads nothing", errno.EPERM, writer.lookup, flow.key)
+    fails("descriptor: write-only lists nothing", errno.EPERM, writer.next_key)
+    # the map is for look-ups and deletions; what is written is never an entry
+    fails("descriptor: nobody adds a flow", errno.EOPNOTSUPP, m.update, flow.key, bytes(112), 1)
+    fails("descriptor: nobody changes where a flow goes", errno.EINVAL, m.update, flow.key,
+          m.lookup(flow.key), BPF_EXIST)
+
+
+def test_values():
+    m = router_map()
+    flows = [UdpFlow() for _ in range(8)] + [TcpFlow()]
+    found = []
+    for k in list(m.keys()):
+        data = k + m.lookup(k)
+        for word in struct.unpack(f"=Q{len(data) // 8 - 1}Q", data):
+            # direct map, vmalloc, vmemmap; kernel text and modules
+            if 0xffff888000000000 <= word < 0xffffec0000000000 or word >= 0xffffffff80000000:
+                found.append(hex(word))
+    expect("values: no kernel address in any", [], found)
+    check("values: nor is a conntrack id one",
+          all(value(m, f.key).ct_id not in (0, 0xffffffff) for f in flows))
+
+
+def test_hash():
+    first, second = router_map(), router_map()
+    flows = [UdpFlow() for _ in range(40)]
+    one, other = list(first.keys()), list(second.keys())
+    check("hash: two maps have the same flows", set(one) == set(other) and
+          len(one) >= 2 * len(flows))
+    check("hash: each with a seed of its own", one != other)
+
+
+def syns(count):
+    """Frames of a flood: UDP and TCP SYN from ports and addresses that lie"""
+    rand = random.Random(1)
+    for i in range(count):
+        src, port = f"10.0.1.{rand.randrange(3, 250)}", rand.randrange(1024, 65536)
+        packet = ipv4(src, SERVER, UDP, udp(src, SERVER, port, 53, b"x")) if i % 2 else \
+            ipv4(src, SERVER, TCP, tcp(src, SERVER, port, 80, SYN, seq=i))
+        yield frame(MACS["RC"], MACS["CLIENT"], packet)
+
+
+def test_flood():
+    m, flow = router_map(), UdpFlow()
+    before = entries(m)
+    wire = raw_socket("client", "c0", receive=False)
+    count = 2000
+    for f in syns(count):
+        wire.send(f)
+    time.sleep(0.5)
+    tracked = int(on("router", "conntrack -C").split()[-1])
+    check("flood: the slow path has seen it", tracked > count / 2, tracked)
+    expect("flood: connections that nobody answers take no room", before, entries(m))
+    check("flood: others go on by XDP", published(m, flow) and flow.talk() and
+          Lookup(m)(flow.key))
+    on("router", "conntrack -F 2>/dev/null")
+
+
+def from_server(flow, flags, seq, **kwargs):
+    """A frame of the server's side of the connection, by whoever is on its wire"""
+    segment = tcp(SERVER, ROUTER, flow.port, 8080, flags, seq, **kwargs)
+    return frame(MACS["RS"], MACS["SERVER"], ipv4(SERVER, ROUTER, TCP, segment))
+
+
+def after(flags):
+    """What conntrack says of a connection after such a spoofed packet"""
+    flow = TcpFlow()
+    raw_socket("server", "s0", receive=False).send(
+        from_server(flow, flags, 0x12345678, ack=0x23456789))
+    time.sleep(0.1)
+    alive = flow.talk() and flow.talk()
+    ct = conntrack("tcp", flow.port)
+    state = ct and (ct.offload or ct.line.split()[3])
+    return alive, state
+
+
+def test_spoofed():
+    kinds = {"RST": RST, "RST and ACK": RST | ACK, "FIN": FIN | ACK, "SYN": SYN,
+             "SYN and ACK": SYN | ACK, "RST, FIN, SYN": RST | FIN | SYN}
+    got = {name: after(flags) for name, flags in kinds.items()}
+    on("router", "xdp_ct detach rc rs")
+    peer = {name: after(flags) for name, flags in kinds.items()}
+    on("router", "xdp_ct attach rc rs")
+    for name, (alive, _) in got.items():
+        check(f"spoofed {name}: the connection goes on", alive)
+        expect(f"spoofed {name}: conntrack's state is as with a flowtable alone", peer[name],
+               got[name])
+    m = router_map()
+    wire = raw_socket("server", "s0", receive=False)
+    flow = TcpFlow()
+    good = from_server(flow, ACK, 1, payload=b"payload")
+    broken = bytearray(good)
+    broken[14 + 8] = 1  # TTL, and with it the header's checksum
+    wire.send(bytes(broken))
+    check("spoofed TTL and header checksum: the flow stays", published(m, flow) and flow.talk())
+    first = ipv4(SERVER, ROUTER, TCP, tcp(SERVER, ROUTER, flow.port, 8080, RST, 1), frag=0x2000)
+    wire.send(frame(MACS["RS"], MACS["SERVER"], first))
+    time.sleep(0.1)
+    check("spoofed fragment with RST: the flow stays", published(m, flow) and flow.talk())
+    wrong = bytearray(from_server(flow, ACK, 1, payload=b"payload"))
+    wrong[6:12] = bytes.fromhex("0200deadbeef")
+    wire.send(bytes(wrong))
+    expect("spoofed source MAC address: replies go where they went",
+           MACS["SERVER"].replace(":", ""), value(m, flow.reply).h_dest.hex())
+    elsewhere = bytearray(from_server(flow, ACK, 1, payload=b"payload"))
+    elsewhere[0:6] = bytes.fromhex("0200deadbeef")
+    sent = value(m, flow.key).last_used
+    wire.send(bytes(elsewhere))
+    check("spoofed destination MAC address: not for the router, not forwarded",
+          value(m, flow.key).last_used == sent and flow.talk())
+    other_device = frame(MACS["RC"], MACS["CLIENT"],
+                         ipv4(SERVER, ROUTER, TCP, tcp(SERVER, ROUTER, flow.port, 8080, RST, 1)))
+    raw_socket("client", "c0", receive=False).send(other_device)
+    time.sleep(0.1)
+    check("spoofed addresses from another device: the flow stays",
+          published(m, flow) and flow.talk())
+
+
+for test in (test_container, test_fd, test_values, test_hash, test_flood, test_spoofed):
+    try:
+        test()
+    except (OSError, RuntimeError, AttributeError, TypeError, StopIteration):
+        not_ok(f"{test.__name__} ends", traceback.format_exc())
+end()
