@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Cases of upgrade.sh; the hosts and the ruleset are up"""
+import json
+import os
+import traceback
+
+from lib import check, end, expect, netns, not_ok, on, run, udp_socket, wait_for
+from flows import CLIENT, SERVER, TcpFlow, UdpFlow, conntrack, ports
+
+MAX = "/proc/sys/net/netfilter/nf_conntrack_max"
+
+
+def attach():
+    on("router", "xdp_ct attach rc rs --counters")
+
+
+def carried():
+    """Packets that XDP has forwarded"""
+    stats = json.loads(on("router", "xdp_ct stats --json"))
+    return sum(d.get("forwarded", {}).get("packets", 0) for d in stats.values())
+
+
+def by_xdp(*flows):
+    """All of them talk, by XDP"""
+    def attempt():
+        before = carried()
+        return all(f.talk() for f in flows) and carried() - before >= 2 * len(flows)
+    return wait_for(attempt)
+
+
+def test_reload():
+    attach()
+    flows = [TcpFlow(), UdpFlow()]
+    check("reload: connections go by XDP", by_xdp(*flows))
+    on("router", "xdp_ct detach rc rs")
+    check("reload: without the program they go on", all(f.talk() for f in flows))
+    check("reload: the module unloads", wait_for(
+        lambda: not os.system("rmmod nf_flow_table_bpf_flowmap 2> /dev/null")))
+    check("reload: without the module they go on", all(f.talk() for f in flows))
+    attach()
+    check("reload: with both they are on XDP again", by_xdp(*flows))
+
+
+def test_ruleset():
+    flows = [TcpFlow(), UdpFlow()]
+    check("ruleset: connections go by XDP", by_xdp(*flows))
+    on("router", "nft -f /tmp/ruleset")
+    check("ruleset: reloaded, they go on", all(f.talk() for f in flows))
+    check("ruleset: and are on XDP again", by_xdp(*flows))
+
+
+def test_full():
+    flows = [TcpFlow(), TcpFlow()]
+    check("full: connections go by XDP", by_xdp(*flows))
+    with open(MAX, encoding="ascii") as f:
+        limit = f.read()
+    # the limit is each namespace's: those that are there, and not one more
+    count = int(on("router", "conntrack -C").split()[-1])
+    try:
+        with open(MAX, "w", encoding="ascii") as f:
+            f.write(str(count))
+        port = next(ports)
+        client = udp_socket("client", CLIENT, port, timeout=0.5)
+        server = udp_socket("server", SERVER, port, timeout=0.5)
+        client.sendto(b"one more", (SERVER, port))
+        try:
+            got = server.recv(100)
+        except TimeoutError:
+            got = None
+        expect("full: one more connection is refused", None, got)
+        check("full: those that are there go on by XDP", by_xdp(*flows))
+    finally:
+        with open(MAX, "w", encoding="ascii") as f:
+            f.write(limit)
+    check("full: with room again, new ones are on XDP", by_xdp(UdpFlow()))
+
+
+def test_flushed():
+    flow = TcpFlow()
+    check("flushed: a connection goes by XDP", by_xdp(flow))
+    on("router", "conntrack -F 2> /dev/null")
+    # the port forward's mapping is the ruleset's: the client's answer finds it
+    # by the server's next packet, which conntrack takes up in the middle
+    check("flushed: it is taken up in the middle", wait_for(flow.talk))
+    check("flushed: conntrack has it again", conntrack("tcp", flow.port))
+    check("flushed: and it is on XDP again", by_xdp(flow))
+
+
+for test in (test_reload, test_ruleset, test_full, test_flushed):
+    try:
+        test()
+    except (OSError, RuntimeError, AttributeError, TypeError, KeyError):
+        not_ok(f"{test.__name__} ends", traceback.format_exc())
+with netns("router"):
+    run("xdp_ct detach rc rs")
+end()

@@ -1,0 +1,16 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Connections outlive what is done to a router while it runs: the program and the
+# module replaced, the ruleset reloaded, its conntrack table full. The cases are
+# in upgrade.py.
+
+# shellcheck source=tests/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+hosts
+ruleset
+{ echo flush ruleset; on router nft list ruleset; } > /tmp/ruleset
+cases python3 "$TESTS/upgrade.py"
+cleanup
+finish
