@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# make check: lint on the host, and each test in a guest of its own (or those
-# named), as many at once as there are cores (JOBS), as one stream of KTAP with
-# numbers of its own. What a test prints beside its results is shown with its
-# name, as it comes. A test that breaks off, runs fewer cases than it planned or
-# exits non-zero without saying 'not ok' is a failure, too.
+# make check: lint and fuzz_frames on the host, and each test in a guest of its own
+# (or those named), as many at once as there are cores (JOBS), as one stream of
+# KTAP with numbers of its own. What a test prints beside its results is shown with
+# its name, as it comes. A test that breaks off, runs fewer cases than it planned
+# or exits non-zero without saying 'not ok' is a failure, too.
 
 # shellcheck source=tests/vm/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -75,6 +75,8 @@ set -o pipefail
 {
 	if [ $# = 0 ]; then
 		tagged lint "$REPO/tests/vm/lint.sh" &
+		place
+		tagged fuzz_frames "$REPO/tests/fuzz/fuzz_frames.sh" &
 		for t in "$REPO"/tests/*.sh; do
 			[ -x "$t" ] && [ "${t##*/}" != demo.sh ] && set -- "$@" "$t"
 		done
