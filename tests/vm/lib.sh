@@ -13,7 +13,7 @@ CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/flowmap
 SRC=$BUILD/src
 OVERLAY_DIRS="Documentation include kernel net"
 PATCHES=$REPO/patches/6.12
-export LC_ALL=C
+export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin # bpftool, for who is not root
 
 die()
 {
