@@ -9,6 +9,7 @@ VM = tests/vm
 help:
 	@echo 'make demo              NAT real connections in XDP, in a virtual machine'
 	@echo 'make check             run all tests there (TESTS="tests/a.sh ..." for some)'
+	@echo 'make check-debug       the same on a kernel with KASAN, lockdep, kmemleak and faults'
 	@echo 'make shell             the guest of the demo, up, with a prompt'
 	@echo 'make bench             instructions a packet, path by path (bench-quick: the main ones)'
 	@echo 'make lint              checkpatch, sparse and shellcheck'
@@ -46,7 +47,10 @@ shell: setup
 	@$(VM)/run --kernel $(KERNEL) --shell tests/demo.sh --shell
 
 check: setup
-	@$(VM)/check.sh $(TESTS)
+	@$(VM)/check.sh --kernel $(KERNEL) $(TESTS)
+
+check-debug: KERNEL = debug
+check-debug: check
 
 bench: setup
 	@tests/bench/run.sh
@@ -67,4 +71,4 @@ clean:
 	rm -rf build
 
 .NOTPARALLEL:
-.PHONY: help packages source kernel rootfs progs setup demo shell check bench bench-quick lint apply series clean
+.PHONY: help packages source kernel rootfs progs setup demo shell check check-debug bench bench-quick lint apply series clean

@@ -112,11 +112,25 @@ cases()
 got:      exit $(cat "$status")"
 }
 
-# The last result: the kernel has not complained since the test began
+# leaks: what kmemleak has found, of what was there for its 5 seconds
+leaks()
+{
+	local file=/sys/kernel/debug/kmemleak
+
+	sleep 6
+	# the second looks at what the first has found again
+	echo scan > $file
+	echo scan > $file
+	head -60 $file
+}
+
+# The last results: the kernel has not complained since the test began, and has
+# lost no memory, where it is built to know
 finish()
 {
 	local log
 
+	[ ! -e /sys/kernel/debug/kmemleak ] || equal "no memory lost" "" "$(leaks)"
 	log=$(dmesg | grep -E -A4 'WARNING|BUG|Oops|KASAN|UBSAN|refcount_t|unregister_netdevice: waiting|stall|INFO: (task|possible)' | head -20)
 	equal "no complaint in the kernel's log" "" "$log"
 	echo "1..$results"
