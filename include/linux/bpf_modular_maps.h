@@ -84,6 +84,8 @@ static void __exit __type##_exit(void)					\
 }									\
 module_exit(__type##_exit)
 
+struct bpf_map *bpf_modular_map_alloc(union bpf_attr *attr, u64 size);
+void *bpf_modular_map_kmalloc(const struct bpf_map *map, size_t size, gfp_t gfp);
 void *bpf_modular_map_cache_alloc(const struct bpf_map *map,
 				  struct kmem_cache *cache, gfp_t gfp);
 

@@ -30,12 +30,7 @@ module_param(fail, bool, 0); /* map_alloc() fails */
 
 static struct bpf_map *bare_alloc(union bpf_attr *attr)
 {
-	struct bpf_map *map = fail ? NULL : bpf_map_area_alloc(sizeof(*map), NUMA_NO_NODE);
-
-	if (!map)
-		return ERR_PTR(-ENOMEM);
-	bpf_map_init_from_attr(map, attr);
-	return map;
+	return fail ? ERR_PTR(-ENOMEM) : bpf_modular_map_alloc(attr, sizeof(struct bpf_map));
 }
 
 static void bare_free(struct bpf_map *map)

@@ -115,7 +115,7 @@ static int modular_map_iter_init(void *priv, struct bpf_iter_aux_info *aux)
 	size_t value_size = ALIGN((size_t)map->value_size, sizeof(u64));
 	size_t key_size = ALIGN((size_t)map->key_size, sizeof(u64));
 
-	iter->value = kvzalloc(value_size + 2 * key_size, GFP_USER);
+	iter->value = kvzalloc(value_size + 2 * key_size, GFP_USER | __GFP_NOWARN);
 	if (!iter->value)
 		return -ENOMEM;
 	iter->key = iter->value + value_size;

@@ -104,6 +104,9 @@ static void modular_map_fill_ops(struct bpf_map_ops *ops, u32 flags)
 			ops->map_update_batch = generic_map_update_batch;
 		if (ops->map_delete_elem && !ops->map_delete_batch)
 			ops->map_delete_batch = generic_map_delete_batch;
+		if (ops->map_get_next_key && ops->map_lookup_and_delete_elem &&
+		    !ops->map_lookup_and_delete_batch)
+			ops->map_lookup_and_delete_batch = modular_map_lookup_and_delete_batch;
 	}
 	if (ops->map_for_each_callback)
 		ops->map_set_for_each_callback_args = map_set_for_each_callback_args;
@@ -320,14 +323,53 @@ void bpf_modular_map_unregister(struct bpf_modular_map *modular)
 EXPORT_SYMBOL_GPL(bpf_modular_map_unregister);
 
 /**
+ * bpf_modular_map_alloc() - allocate a map, in map_alloc()
+ * @attr: what map_alloc() was given
+ * @size: of the type's own structure, of which struct bpf_map is the first
+ *        member
+ *
+ * Zeroed but for struct bpf_map. Free with bpf_map_area_free().
+ *
+ * Context: process, may sleep.
+ * Return: the map, or ERR_PTR(-ENOMEM).
+ */
+struct bpf_map *bpf_modular_map_alloc(union bpf_attr *attr, u64 size)
+{
+	struct bpf_map *map = bpf_map_area_alloc(size, bpf_map_attr_numa_node(attr));
+
+	if (!map)
+		return ERR_PTR(-ENOMEM);
+	bpf_map_init_from_attr(map, attr);
+	return map;
+}
+EXPORT_SYMBOL_GPL(bpf_modular_map_alloc);
+
+/**
+ * bpf_modular_map_kmalloc() - allocate memory of a map
+ * @map:  the map
+ * @size: how much
+ * @gfp:  how
+ *
+ * What a map allocates after it was created is charged to the memory cgroup
+ * of its creator, not to whoever happens to run, and comes from the creator's
+ * NUMA node. Free with kfree().
+ *
+ * Context: any that @gfp allows.
+ * Return: the memory, or NULL.
+ */
+void *bpf_modular_map_kmalloc(const struct bpf_map *map, size_t size, gfp_t gfp)
+{
+	return bpf_map_kmalloc_node(map, size, gfp, map->numa_node);
+}
+EXPORT_SYMBOL_GPL(bpf_modular_map_kmalloc);
+
+/**
  * bpf_modular_map_cache_alloc() - allocate an object of a map
  * @map:   the map
  * @cache: where from
  * @gfp:   how
  *
- * As bpf_map_kmalloc_node(), from a slab cache: what a map allocates after it
- * was created is charged to the memory cgroup of its creator, not to whoever
- * happens to run. Free with kmem_cache_free().
+ * As bpf_modular_map_kmalloc(), from a slab cache. Free with kmem_cache_free().
  *
  * Context: any that @gfp allows.
  * Return: the object, or NULL.
@@ -381,6 +423,11 @@ static int modular_map_check_attr(const struct bpf_modular_map_type *type,
 		return -EINVAL;
 	if (!bpf_map_flags_access_ok(attr->map_flags))
 		return -EINVAL;
+	if (!attr->key_size || !attr->value_size || !attr->max_entries)
+		return -EINVAL;
+	/* the syscall copies them, and warns of what no allocation could hold */
+	if ((u64)attr->key_size + attr->value_size > KMALLOC_MAX_SIZE)
+		return -E2BIG;
 	if (attr->map_extra && !(type->flags & BPF_MODULAR_MAP_EXTRA))
 		return -EINVAL;
 	return attr->map_ifindex ? -EINVAL : 0;
@@ -390,7 +437,8 @@ static int modular_map_check_attr(const struct bpf_modular_map_type *type,
  * grants nothing here: the types that it names are those of the enum.
  * Return: a reference for bpf_modular_map_put(); -EPERM for who lacks CAP_BPF
  * (and so loads no module) or the type's own capability; -EINVAL for a type
- * that there is not, or for attributes that it does not take.
+ * that there is not, or for attributes that it does not take; -E2BIG for keys
+ * and values that are too large for any type.
  */
 struct bpf_modular_map *bpf_modular_map_get(union bpf_attr *attr)
 {

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Batches of look-up and delete over maps of modular types
+ *
+ * Made of the type's next key and look-up and delete, as the kernel's generic
+ * batches are of the other operations. What was looked up is gone, so the next
+ * key is always the first one, and the position that the user hands in is not
+ * needed.
+ */
+#include <linux/bpf.h>
+#include <linux/sched.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "modular_maps.h"
+
+static int modular_map_pop(struct bpf_map *map, void *key, void *value)
+{
+	int err;
+
+	bpf_disable_instrumentation();
+	rcu_read_lock();
+	do {
+		err = map->ops->map_get_next_key(map, NULL, key);
+		if (err)
+			break;
+		err = map->ops->map_lookup_and_delete_elem(map, key, value, 0);
+	} while (err == -ENOENT && !signal_pending(current)); /* gone meanwhile */
+	rcu_read_unlock();
+	bpf_enable_instrumentation();
+	return err;
+}
+
+int modular_map_lookup_and_delete_batch(struct bpf_map *map,
+					const union bpf_attr *attr,
+					union bpf_attr __user *uattr)
+{
+	void __user *values = u64_to_user_ptr(attr->batch.values);
+	void __user *batch = u64_to_user_ptr(attr->batch.out_batch);
+	void __user *keys = u64_to_user_ptr(attr->batch.keys);
+	u32 count = attr->batch.count, n = 0;
+	void *key, *value;
+	int err = 0;
+
+	if (attr->batch.elem_flags)
+		return -EINVAL;
+	if (!count)
+		return 0;
+	if (put_user(0, &uattr->batch.count))
+		return -EFAULT;
+	key = kvzalloc((size_t)map->key_size + map->value_size, GFP_USER | __GFP_NOWARN);
+	if (!key)
+		return -ENOMEM;
+	value = key + map->key_size;
+
+	while (n < count && !err) {
+		err = modular_map_pop(map, key, value);
+		if (err)
+			break;
+		if (copy_to_user(keys + (size_t)n * map->key_size, key, map->key_size) ||
+		    copy_to_user(values + (size_t)n * map->value_size, value, map->value_size))
+			err = -EFAULT;
+		else
+			n++;
+		cond_resched();
+	}
+	if (put_user(n, &uattr->batch.count) ||
+	    (n && copy_to_user(batch, key, map->key_size)))
+		err = -EFAULT;
+	kvfree(key);
+	return err;
+}
