@@ -115,32 +115,44 @@ def ifindex(name, dev):
         return socket.if_nametoindex(dev)
 
 
-CAP_NET_ADMIN, CAP_BPF = 12, 39
-
-
-def with_caps(caps, function, *args, userns=False, **kwargs):
-    """Errno of function(...) as run by a process with these capabilities only,
-    in a user namespace of its own if asked for; 0 if it succeeds"""
+def child(function, *args, **kwargs):
+    """A process that runs function(...): its pid, for errno_of()"""
     pid = os.fork()
     if not pid:
         status = 255
         try:
-            if userns:
-                os.unshare(os.CLONE_NEWUSER)
-            else:
-                mask = sum(1 << c for c in caps)
-                low, high = mask & 0xffffffff, mask >> 32
-                head = _buf(struct.pack("=Ii", 0x20080522, 0))
-                data = _buf(struct.pack("=6I", low, low, 0, high, high, 0))
-                if _libc.capset(ctypes.byref(head), ctypes.byref(data)):
-                    raise RuntimeError("capset")
             function(*args, **kwargs)
             status = 0
         except OSError as e:
             status = e.errno
         finally:
             os._exit(status)
+    return pid
+
+
+def errno_of(pid):
+    """How a child ended: the errno of what it ran, 0 if that succeeded"""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+CAP_NET_ADMIN, CAP_BPF = 12, 39
+
+
+def with_caps(caps, function, *args, userns=False, **kwargs):
+    """Errno of function(...) as run by a process with these capabilities only,
+    in a user namespace of its own if asked for; 0 if it succeeds"""
+    def limited():
+        if userns:
+            os.unshare(os.CLONE_NEWUSER)
+        else:
+            mask = sum(1 << c for c in caps)
+            low, high = mask & 0xffffffff, mask >> 32
+            head = _buf(struct.pack("=Ii", 0x20080522, 0))
+            data = _buf(struct.pack("=6I", low, low, 0, high, high, 0))
+            if _libc.capset(ctypes.byref(head), ctypes.byref(data)):
+                raise RuntimeError("capset")
+        function(*args, **kwargs)
+    return errno_of(child(limited))
 
 
 # bpf(2)
@@ -149,13 +161,16 @@ def with_caps(caps, function, *args, userns=False, **kwargs):
  PROG_LOAD, OBJ_PIN, OBJ_GET, PROG_ATTACH, PROG_DETACH, PROG_TEST_RUN,
  PROG_GET_NEXT_ID, MAP_GET_NEXT_ID, PROG_GET_FD_BY_ID, MAP_GET_FD_BY_ID,
  OBJ_GET_INFO_BY_FD) = range(16)
+RAW_TRACEPOINT_OPEN = 17
 MAP_LOOKUP_AND_DELETE_ELEM = 21
 MAP_FREEZE = 22
-MAP_LOOKUP_BATCH = 24
-MAP_DELETE_BATCH = 27
+MAP_LOOKUP_BATCH, MAP_LOOKUP_AND_DELETE_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = range(24, 28)
+TOKEN_CREATE = 36
 
 MAP_HASH, MAP_ARRAY, MAP_ARRAY_OF_MAPS = 1, 2, 12
+BPF_F_TOKEN_FD = 1 << 16
 PROG_SOCKET_FILTER, PROG_KPROBE, PROG_SCHED_CLS, PROG_XDP, PROG_SYSCALL = 1, 2, 3, 6, 31
+PROG_TRACING, MODIFY_RETURN = 26, 26
 BPF_F_SLEEPABLE = 1 << 4
 BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK = 0, 1, 2, 4
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
@@ -167,12 +182,16 @@ MAP_FLOWMAP = 65537
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _bpf(cmd, attr):
+def bpf(cmd, attr):
     buf = ctypes.create_string_buffer(attr, max(len(attr), 128))
-    ret = _libc.syscall(321, cmd, ctypes.byref(buf), len(buf))
+    return syscall(321, cmd, ctypes.byref(buf), len(buf)), buf.raw
+
+
+def syscall(number, *args):
+    ret = _libc.syscall(number, *args)
     if ret < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return ret, buf.raw
+    return ret
 
 
 def _addr(buf):
@@ -200,28 +219,29 @@ class Fd:
 
     def pin(self, path):
         name = _buf(path.encode() + b"\0")
-        _bpf(OBJ_PIN, struct.pack("=QII", _addr(name), self.fd, 0))
+        bpf(OBJ_PIN, struct.pack("=QII", _addr(name), self.fd, 0))
 
 
 def obj_get(path):
     name = _buf(path.encode() + b"\0")
-    return Fd(_bpf(OBJ_GET, struct.pack("=QII", _addr(name), 0, 0))[0])
+    return Fd(bpf(OBJ_GET, struct.pack("=QII", _addr(name), 0, 0))[0])
 
 
 class Map(Fd):
     """Keys and values are bytes"""
     def __init__(self, type=MAP_FLOWMAP, key_size=64, value_size=112, max_entries=1024,
-                 flags=0, extra=0, name="test", inner=0, ifindex=0, fd=None):
+                 flags=0, extra=0, name="test", inner=0, ifindex=0, btf=(0, 0, 0), token=0,
+                 fd=None):
         self.key_size, self.value_size = key_size, value_size
         if fd is None:
-            fd = _bpf(MAP_CREATE, struct.pack("=7I16s5IQ2i", type, key_size, value_size,
+            fd = bpf(MAP_CREATE, struct.pack("=7I16s5IQ2i", type, key_size, value_size,
                                               max_entries, flags, inner, 0, name.encode(),
-                                              ifindex, 0, 0, 0, 0, extra, 0, 0))[0]
+                                              ifindex, *btf, 0, extra, 0, token))[0]
         super().__init__(fd)
 
     def _elem(self, cmd, key, value, flags=0):
         k = _buf(key) if key is not None else None
-        _bpf(cmd, struct.pack("=I4xQQQ", self.fd, _addr(k), _addr(value), flags))
+        bpf(cmd, struct.pack("=I4xQQQ", self.fd, _addr(k), _addr(value), flags))
 
     def lookup(self, key, flags=0, cmd=MAP_LOOKUP_ELEM):
         value = _buf(bytes(self.value_size))
@@ -268,7 +288,7 @@ class Map(Fd):
 
     def info(self):
         buf = _buf(bytes(88))
-        _bpf(OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", self.fd, len(buf), _addr(buf)))
+        bpf(OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", self.fd, len(buf), _addr(buf)))
         names = ("type", "id", "key_size", "value_size", "max_entries", "map_flags", "name",
                  "ifindex", "vmlinux_type", "netns_dev", "netns_ino", "btf_id",
                  "btf_key_type_id", "btf_value_type_id", "pad", "map_extra")
@@ -281,25 +301,25 @@ def map_ids():
     found, i = [], 0
     while True:
         try:
-            i = struct.unpack_from("=I", _bpf(MAP_GET_NEXT_ID, struct.pack("=III", i, 0, 0))[1], 4)[0]
+            i = struct.unpack_from("=I", bpf(MAP_GET_NEXT_ID, struct.pack("=III", i, 0, 0))[1], 4)[0]
         except FileNotFoundError:
             return found
         found.append(i)
 
 
 def map_by_id(i, **kwargs):
-    return Map(fd=_bpf(MAP_GET_FD_BY_ID, struct.pack("=III", i, 0, 0))[0], **kwargs)
+    return Map(fd=bpf(MAP_GET_FD_BY_ID, struct.pack("=III", i, 0, 0))[0], **kwargs)
 
 
 class Prog(Fd):
-    def __init__(self, insns=None, type=PROG_XDP, flags=0, fd=None):
+    def __init__(self, insns=None, type=PROG_XDP, flags=0, attach=0, attach_btf_id=0, fd=None):
         self.log = ""
         if fd is None:
             code, log, gpl = _buf(b"".join(insns)), _buf(bytes(65536)), _buf(b"GPL\0")
             try:
-                fd = _bpf(PROG_LOAD, struct.pack("=IIQQIIQII16s", type, len(insns), _addr(code),
-                                                 _addr(gpl), 1, len(log), _addr(log), 0, flags,
-                                                 b"test"))[0]
+                fd = bpf(PROG_LOAD, struct.pack("=IIQQIIQII16sII36xI", type, len(insns),
+                                                 _addr(code), _addr(gpl), 1, len(log), _addr(log),
+                                                 0, flags, b"test", 0, attach, attach_btf_id))[0]
             except OSError as e:
                 e.log = log.value.decode(errors="replace")
                 raise
@@ -311,7 +331,7 @@ class Prog(Fd):
         into, out = _buf(data), _buf(bytes(size))
         ctx = _buf(struct.pack("=6I", 0, len(data), 0, ifindex, 0, 0)) if ifindex else None
         live = flags & TEST_XDP_LIVE_FRAMES
-        _, attr = _bpf(PROG_TEST_RUN, struct.pack(
+        _, attr = bpf(PROG_TEST_RUN, struct.pack(
             "=IIIIQQIIIIQQIII", self.fd, 0, len(data), 0 if live else size, _addr(into),
             0 if live else _addr(out), repeat, 0, 24 if ctx else 0, 0, _addr(ctx), 0, flags, cpu, 0))
         return struct.unpack_from("=I", attr, 4)[0], \
@@ -324,7 +344,7 @@ def prog_of_device(name, dev):
     found = re.search(r"prog/xdp id (\d+)", text)
     if not found:
         raise RuntimeError(f"no XDP program on {dev} in {name}")
-    return Prog(fd=_bpf(PROG_GET_FD_BY_ID, struct.pack("=III", int(found[1]), 0, 0))[0])
+    return Prog(fd=bpf(PROG_GET_FD_BY_ID, struct.pack("=III", int(found[1]), 0, 0))[0])
 
 
 # Instructions, for programs of a few lines
@@ -403,6 +423,48 @@ class Lookup:
         """The value, or None"""
         verdict, data = self.prog.test(key + bytes(self.map.value_size))
         return data[len(key):] if verdict == XDP_PASS else None
+
+
+# Types that modules bring: tests/modules/
+
+TOY, BARE = MODULAR_LOCAL, MODULAR_LOCAL + 1
+MODULAR_SYSFS = "/sys/kernel/bpf/modular_maps/"
+
+
+def toy(key_size=8, value_size=8, max_entries=64, **kwargs):
+    return Map(type=TOY, key_size=key_size, value_size=value_size, max_entries=max_entries,
+               **kwargs)
+
+
+def bare(**kwargs):
+    return Map(type=BARE, key_size=4, value_size=4, max_entries=1, **kwargs)
+
+
+def loaded(module):
+    with open("/proc/modules", encoding="ascii") as f:
+        return any(line.split()[0] == module for line in f)
+
+
+def delete_module(module):
+    """0, or the errno"""
+    return _libc.syscall(176, module.encode(), os.O_NONBLOCK) and ctypes.get_errno()
+
+
+def unload(module):
+    """True if the kernel let go of it; a map is freed from a work queue"""
+    return wait_for(lambda: not delete_module(module), timeout=3)
+
+
+def sysfs(name, attribute):
+    with open(MODULAR_SYSFS + name + "/" + attribute, encoding="ascii") as f:
+        return f.read().split()
+
+
+def calls(m, function, *more):
+    """A program that calls a helper with a map and a key of zeros"""
+    return program(*[storei(8, 10, -8 * i, 0) for i in range(1, m.key_size // 8 + 1)],
+                   ld_map(1, m), mov(2, 10), addi(2, -m.key_size), mov(3, 2), movi(4, 0),
+                   call(function), *more, movi(0, 2), EXIT)
 
 
 # The flowmap's key and value

@@ -2,47 +2,25 @@
 """Cases of modular_maps.sh"""
 import errno
 import os
+import random
+import re
+import resource
 import struct
-import threading
+import time
 import traceback
 
-from lib import (BPF_EXIST, BPF_NOEXIST, BPF_F_SLEEPABLE, CAP_BPF, CAP_NET_ADMIN, DELETE,
-                 ENOTSUPP, EXIT, LOOKUP, MAP_ARRAY_OF_MAPS, MAP_DELETE_BATCH, MAP_FLOWMAP,
-                 MODULAR_LOCAL, PROG_KPROBE, PROG_SOCKET_FILTER, PROG_SYSCALL, UPDATE, Lookup, Map,
-                 Prog, addi, call, check, end, expect, fails, jeqi, ld_map, map_by_id, mov, movi,
-                 not_ok, obj_get, program, run, storei, wait_for, with_caps)
-
-TOY, BARE = MODULAR_LOCAL, MODULAR_LOCAL + 1
-SYS = "/sys/kernel/bpf/modular_maps/"
-
-
-def toy(key_size=8, value_size=8, max_entries=64, **kwargs):
-    return Map(type=TOY, key_size=key_size, value_size=value_size, max_entries=max_entries,
-               **kwargs)
-
-
-def bare(**kwargs):
-    return Map(type=BARE, key_size=4, value_size=4, max_entries=1, **kwargs)
+from lib import (BARE, BPF_EXIST, BPF_F_SLEEPABLE, BPF_F_TOKEN_FD, BPF_NOEXIST, CAP_BPF,
+                 CAP_NET_ADMIN, DELETE, ENOTSUPP, EXIT, Fd, LOOKUP, MAP_ARRAY_OF_MAPS,
+                 MAP_DELETE_BATCH, MAP_FLOWMAP, MAP_HASH, MAP_LOOKUP_AND_DELETE_BATCH,
+                 MODIFY_RETURN, MODULAR_LOCAL, PROG_KPROBE, PROG_SOCKET_FILTER, PROG_SYSCALL,
+                 PROG_TRACING, RAW_TRACEPOINT_OPEN, TOKEN_CREATE, TOY, UPDATE, Lookup, Map, Prog,
+                 addi, bare, bpf, call, calls, check, child, delete_module, end, errno_of, expect,
+                 fails, jeqi, ld_map, loaded, map_by_id, mov, movi, not_ok, obj_get, program, run,
+                 skip, storei, sysfs, syscall, toy, unload, wait_for, with_caps)
 
 
 def number(n):
     return struct.pack("=Q", n)
-
-
-def loaded(module):
-    with open("/proc/modules", encoding="ascii") as f:
-        return any(line.split()[0] == module for line in f)
-
-
-def unload(module):
-    """True if the kernel let go of it; a map is freed from a work queue"""
-    def attempt():
-        try:
-            run("rmmod " + module)
-        except RuntimeError:
-            return False
-        return True
-    return wait_for(attempt, timeout=3)
 
 
 def held(name, module="bpf_map_toy"):
@@ -53,11 +31,6 @@ def held(name, module="bpf_map_toy"):
     return not_ok(name, "expected: Module is in use\ngot: unloaded")
 
 
-def sysfs(name, attribute):
-    with open(SYS + name + "/" + attribute, encoding="ascii") as f:
-        return f.read().split()
-
-
 def log_of(insns, **kwargs):
     """(errno, verifier's log) of a program that should not load"""
     try:
@@ -65,13 +38,6 @@ def log_of(insns, **kwargs):
     except OSError as e:
         return e.errno, e.log
     return 0, ""
-
-
-def calls(m, function, *more):
-    """A program that calls a helper with a map and a key of zeros"""
-    return program(*[storei(8, 10, -8 * i, 0) for i in range(1, m.key_size // 8 + 1)],
-                   ld_map(1, m), mov(2, 10), addi(2, -m.key_size), mov(3, 2), movi(4, 0),
-                   call(function), *more, movi(0, 2), EXIT)
 
 
 def test_load():
@@ -125,27 +91,189 @@ def test_life():
     fails("life: map_alloc() that fails", errno.ENOMEM, bare)
     check("life: keeps nothing", sysfs("bare", "maps") == ["0"] and unload("bpf_map_bare"))
 
-    errors = []
 
+def test_race():
+    """Several processes create maps while another takes the module away: each
+    creation gets a map, or the errno of a type that is going"""
     def create():
-        for _ in range(40):
+        end_at = time.monotonic() + 3
+        while time.monotonic() < end_at:
             try:
-                toy().close()
+                m = toy()
             except OSError as e:
-                if e.errno != errno.EINVAL:  # going just now
-                    errors.append(e)
-    threads = [threading.Thread(target=create) for _ in range(2)]
-    for t in threads:
-        t.start()
-    unloaded = 0
-    while any(t.is_alive() for t in threads):
-        try:
-            run("rmmod bpf_map_toy")
-            unloaded += 1
-        except RuntimeError:
-            pass
-    expect("life: creating and unloading at once", [], errors)
+                if e.errno != errno.EINVAL:
+                    raise
+            else:
+                m.update(number(1), number(2))
+                if m.lookup(number(1)) != number(2):
+                    raise OSError(errno.EIO, "lost")
+                m.close()
+            time.sleep(random.random() / 20)  # so that now and then there is none
+    children = [child(create) for _ in range(4)]
+    end_at, unloaded = time.monotonic() + 3, 0
+    while time.monotonic() < end_at:
+        unloaded += not delete_module("bpf_map_toy")
+    expect("race: creating in four processes and unloading at once", [0] * 4,
+           [errno_of(pid) for pid in children])
+    check("race: the module was unloaded meanwhile", unloaded > 0, unloaded)
     toy()
+    expect("race: no map is left", ["0"],
+           wait_for(lambda: (n := sysfs("toy", "maps")) == ["0"] and n) or sysfs("toy", "maps"))
+
+
+def address(module):
+    with open("/proc/modules", encoding="ascii") as f:
+        return next(line.split()[5] for line in f if line.split()[0] == module)
+
+
+def test_again():
+    """The type at another address: what has its old place is another module"""
+    m = toy()
+    Prog(calls(m, LOOKUP)).test(bytes(64))
+    m.close()
+    before = address("bpf_map_toy")
+    for _ in range(20):
+        if not unload("bpf_map_toy"):
+            break
+        run("modprobe bpf_map_bare")
+        m = toy()
+        if address("bpf_map_toy") != before:
+            break
+        m.close()
+        run("rmmod bpf_map_bare")
+    check("again: the type is at another address", address("bpf_map_toy") != before, before)
+    m.update(number(0), number(5))
+    expect("again: its maps work", number(5), Lookup(m)(number(0)))
+    b = bare()
+    fails("again: and so do those of what is there now", errno.EOPNOTSUPP, b.lookup, bytes(4))
+    b.close()
+    check("again: which unloads", unload("bpf_map_bare"))
+
+
+def test_failing():
+    """A creation that fails after map_alloc(): the map is freed, the module let go"""
+    def no_descriptor():
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            toy()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    toy().close()
+    fails("failing: a name that there is not", errno.EINVAL, lambda: toy(name="a/b"))
+    fails("failing: a BTF that there is not", errno.EBADF, toy, btf=(999, 1, 1))
+    fails("failing: no file descriptor left", errno.EMFILE, no_descriptor)
+    fails("failing: more memory than there is", errno.ENOMEM, toy, max_entries=1 << 31)
+    check("failing: leaves no map", wait_for(lambda: sysfs("toy", "maps") == ["0"]),
+          sysfs("toy", "maps"))
+    check("failing: and holds no module", unload("bpf_map_toy"))
+
+
+def charged(cgroup):
+    with open(cgroup + "/memory.current", encoding="ascii") as f:
+        return int(f.read())
+
+
+def test_memory():
+    """A map is charged to the memory cgroup of its creator, whoever fills it"""
+    cgroup, path = "/sys/fs/cgroup/maps", "/sys/fs/bpf/charged"
+    run("echo +memory > /sys/fs/cgroup/cgroup.subtree_control")
+    os.mkdir(cgroup)
+
+    def create(make, **kwargs):
+        with open(cgroup + "/cgroup.procs", "w", encoding="ascii") as f:
+            f.write(str(os.getpid()))
+        make(**kwargs).pin(path)
+
+    for what, make, kwargs in (("a toy", toy, {"max_entries": 1 << 17, "value_size": 1000}),
+                               ("a flowmap", Map, {"max_entries": 1 << 17})):
+        start = before = charged(cgroup)
+        expect(f"memory: {what} is created", 0, errno_of(child(create, make, **kwargs)))
+        pinned = obj_get(path)
+        m = Map(fd=os.dup(pinned.fd), key_size=8, value_size=1000)
+        pinned.close()
+        held = used = memlock(m)
+        grown = charged(cgroup) - before
+        check(f"memory: the creator pays for {what}", grown > used * 0.9, f"{grown} of {used}")
+        if make == toy:
+            before = charged(cgroup)
+            for i in range(4000):
+                m.update(number(i), bytes(1000))
+            used, grown = memlock(m) - used, charged(cgroup) - before
+            check("memory: and for what others put into it", used >= 4000 * 1008 and
+                  grown > used * 0.9, f"{grown} of {used}")
+        os.unlink(path)
+        m.close()
+        check(f"memory: what {what} took comes back",
+              wait_for(lambda: charged(cgroup) - start < held / 2), charged(cgroup) - start)
+    os.rmdir(cgroup)
+
+
+def memlock(m):
+    with open(f"/proc/self/fdinfo/{m.fd}", encoding="ascii") as f:
+        return int(re.search(r"memlock:\s*(\d+)", f.read())[1])
+
+
+def with_token(function):
+    """Errno of function(token) in a user namespace, all capabilities there, with
+    a BPF token that delegates all there is to delegate"""
+    to_child, to_parent = os.pipe(), os.pipe()
+
+    def turn(to, come):
+        os.write(to, b".")
+        os.read(come, 1)
+
+    def user():
+        os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS)
+        turn(to_parent[1], to_child[0])
+        fs = syscall(430, b"bpf", 0)  # fsopen
+        os.write(to_parent[1], bytes([fs]))
+        os.read(to_child[0], 1)
+        root = os.open(".", os.O_RDONLY | os.O_DIRECTORY,
+                       dir_fd=syscall(432, fs, 0, 0))  # fsmount
+        function(bpf(TOKEN_CREATE, struct.pack("=II", 0, root))[0])
+    pid = child(user)
+    os.read(to_parent[0], 1)
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as f:
+            f.write("0 0 1")
+    os.write(to_child[1], b".")
+    fs = syscall(438, os.pidfd_open(pid), os.read(to_parent[0], 1)[0], 0)  # pidfd_getfd
+    for option in ("cmds", "maps", "progs", "attachs"):
+        syscall(431, fs, 1, f"delegate_{option}".encode(), b"any", 0)  # fsconfig
+    syscall(431, fs, 6, 0, 0, 0)
+    os.write(to_child[1], b".")
+    return errno_of(pid)
+
+
+def test_token():
+    check("token: the toy unloads", unload("bpf_map_toy"))
+    for what, want, make in (("a hash of the kernel, so it is a good one", 0, MAP_HASH),
+                             ("no toy", errno.EPERM, TOY),
+                             ("no flowmap", errno.EPERM, MAP_FLOWMAP)):
+        expect(f"token: {what}", want,
+               with_token(lambda token, make=make: Map(type=make, flags=BPF_F_TOKEN_FD,
+                                                       token=token)))
+    check("token: and loads no module", not loaded("bpf_map_toy"))
+
+
+def test_lsm():
+    """A program on the hook of map creation refuses modular maps as any others"""
+    btf = run("bpftool btf dump file /sys/kernel/btf/vmlinux format raw | "
+              "grep -F \"FUNC 'security_bpf_map_create'\" || true")
+    if not btf:
+        skip("lsm: the hook refuses a toy", "a kernel without CONFIG_SECURITY")
+        return
+    toy().close()
+    prog = Prog([movi(0, -errno.EACCES), EXIT], type=PROG_TRACING, attach=MODIFY_RETURN,
+                attach_btf_id=int(btf[1:btf.index("]")]))
+    link = Fd(bpf(RAW_TRACEPOINT_OPEN, struct.pack("=QI4x", 0, prog.fd))[0])
+    fails("lsm: the hook refuses a toy", errno.EACCES, toy)
+    fails("lsm: and a flowmap", errno.EACCES, Map)
+    link.close()
+    check("lsm: gone, all is well", toy() and Map())
+    check("lsm: what was refused is freed",
+          wait_for(lambda: sysfs("toy", "maps") == ["0"]), sysfs("toy", "maps"))
 
 
 def obj_map_id(path):
@@ -172,13 +300,22 @@ def test_hash():
     m.delete(keys[7])
     fails("toy: deleted", errno.ENOENT, m.lookup, keys[7])
     fails("toy: deleted twice", errno.ENOENT, m.delete, keys[7])
-    fails("toy: look-up and delete, which it lacks", errno.EOPNOTSUPP, m.lookup_and_delete, keys[5])
+    expect("toy: looked up and deleted", b"\xff" * 20, m.lookup_and_delete(keys[5]))
+    fails("toy: looked up and deleted twice", errno.ENOENT, m.lookup_and_delete, keys[5])
+    expect("toy: a batch of that, of a part", (30, 68),
+           (len(m.batch(30, MAP_LOOKUP_AND_DELETE_BATCH)), len(list(m.keys()))))
+    expect("toy: and of the rest", (68, []),
+           (len(m.batch(100, MAP_LOOKUP_AND_DELETE_BATCH)), list(m.keys())))
+    for key_size, value_size in ((1 << 31, 8), (8, 1 << 31), ((1 << 32) - 1, (1 << 32) - 1)):
+        fails(f"toy: a key of {key_size} bytes and a value of {value_size}", errno.E2BIG, toy,
+              key_size=key_size, value_size=value_size)
     info = m.info()
     expect("toy: info", (TOY, 12, 20, 100, "test"),
            tuple(info[n] for n in ("type", "key_size", "value_size", "max_entries", "name")))
     fails("toy: map flags that it does not take", errno.EINVAL, toy, flags=1 << 2)
     fails("toy: map_extra that it does not take", errno.EINVAL, toy, extra=1)
-    fails("toy: attributes that it refuses", errno.EINVAL, toy, key_size=0)
+    for attribute in ("key_size", "value_size", "max_entries"):
+        fails(f"toy: no {attribute}", errno.EINVAL, toy, **{attribute: 0})
 
     m = toy()
     m.update(number(1), number(11))
@@ -240,7 +377,8 @@ def test_refused():
     expect("refused: the type of all this is a flowmap", MAP_FLOWMAP, m.info()["type"])
 
 
-for test in (test_load, test_sysfs, test_life, test_hash, test_bare, test_refused):
+for test in (test_load, test_sysfs, test_life, test_race, test_again, test_failing, test_memory,
+             test_token, test_lsm, test_hash, test_bare, test_refused):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError):
