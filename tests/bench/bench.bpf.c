@@ -8,6 +8,7 @@
  * receiver left them. sink() on the server's device counts and drops what has
  * the source address that it waits for, answer() sends a reply to each packet,
  * which sets flows up. direct() on the router forwards without a look-up.
+ * cleanup_*() take the time that a flowtable needs to end flows.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -206,6 +207,23 @@ int direct(struct xdp_md *ctx)
 	eth->h_dest[5] = DIRECT_DEST;
 	eth->h_source[5] = DIRECT_SOURCE;
 	return bpf_redirect(DIRECT_IFINDEX, 0);
+}
+
+/* The router's device has gone down: the flowtable lets go of its flows */
+__u64 ended;
+
+SEC("fentry/nf_flow_table_cleanup")
+int cleanup_start(void *ctx)
+{
+	ended -= bpf_ktime_get_ns();
+	return 0;
+}
+
+SEC("fexit/nf_flow_table_cleanup")
+int cleanup_end(void *ctx)
+{
+	ended += bpf_ktime_get_ns();
+	return 0;
 }
 
 char _license[] SEC("license") = "GPL";

@@ -4,9 +4,14 @@
  *
  * bench [-6] [-t] [-v VLAN] [-s SOURCE] -f FLOWS setup
  *	open FLOWS connections with packets of both directions
- * bench [-6] [-t] [-v VLAN] [-s SOURCE] -f FLOWS -n PACKETS -r RUNS run
- *	send on them and print nanoseconds a packet, a line a run
- *	(-w COMMAND: run it before and after; with -r 0, once, flows open)
+ * bench [-6] [-t] [-v VLAN] [-s SOURCE] [-i] -f FLOWS -n PACKETS -r RUNS run
+ *	send on them and print nanoseconds a packet, a line a run. The same
+ *	packets go first once, so that all flows have been seen within the
+ *	second, or, with -i, none has been for two
+ *	(-w COMMAND: run it before and after; with -r 0, once)
+ * bench [-6] [-s SOURCE] -m MAPS -f FLOWS control
+ *	open FLOWS while there are MAPS flowmaps, take the router's device down,
+ *	and print nanoseconds a flow that both take, and bytes a flow of a map
  * bench clock
  *	print nanoseconds an instruction of a loop of known length
  *
@@ -21,6 +26,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/bpf_flowmap.h>
 #include <linux/if_ether.h>
 #include <net/if.h>
 #include <netinet/ip.h>
@@ -32,6 +38,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -45,7 +53,8 @@
 #define TCP_ACK	0x10
 #define BATCH	64		/* of live frames */
 #define WARM	(4 * BATCH)	/* before and behind the packets that count */
-#define STEP	7919	/* prime, so that it meets all flows whatever their number */
+#define CHUNK	100000	/* packets that are sent without a pause for kernel threads */
+#define MAPS	8
 
 static struct {
 	const char	*command;
@@ -53,10 +62,13 @@ static struct {
 	const char	*watch;
 	bool		v6;
 	bool		tcp;
+	bool		idle;
 	int		vlan;
+	__u32		maps;
 	__u32		flows;
 	__u32		packets;
 	__u32		runs;
+	__u32		seed;
 } opt = { .flows = 1, .packets = 20480, .runs = 5 };
 
 static struct bench_bpf *skel;
@@ -211,10 +223,14 @@ static void open_all(void)
 			die(opt.source, -EINVAL);
 		memcpy((void *)&skel->rodata->source, addr + (opt.v6 ? 12 : 0), 4);
 	}
+	if (strcmp(opt.command, "control")) {
+		bpf_program__set_autoload(skel->progs.cleanup_start, false);
+		bpf_program__set_autoload(skel->progs.cleanup_end, false);
+	}
 	err = bench_bpf__load(skel);
 	if (err)
 		die("bench.bpf.o", err);
-	server = strcmp(opt.command, "setup") ? skel->progs.sink : skel->progs.answer;
+	server = !strcmp(opt.command, "run") ? skel->progs.sink : skel->progs.answer;
 	/* the client drops its replies */
 	skel->links.drop = bpf_program__attach_xdp(skel->progs.drop, f.ifindex);
 	if (!skel->links.drop)
@@ -240,15 +256,142 @@ static void tcp_header(__u8 flags, __u32 seq, __u32 ack)
 	skel->bss->tcp_seq[1] = htonl(ack);
 }
 
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1e9 + t.tv_nsec;
+}
+
 static void clock_check(void)
 {
 	unsigned long n = 100000000, left = n;
-	struct timespec a, b;
+	double start = now();
 
-	clock_gettime(CLOCK_MONOTONIC, &a);
 	asm volatile("1: dec %0; jnz 1b" : "+r" (left));
-	clock_gettime(CLOCK_MONOTONIC, &b);
-	printf("%.4f\n", ((b.tv_sec - a.tv_sec) * 1e9 + b.tv_nsec - a.tv_nsec) / (2 * n));
+	printf("%.4f\n", (now() - start) / (2 * n));
+}
+
+/* A packet of each flow. Return: nanoseconds a packet, of half of them */
+static double send_all(void)
+{
+	__u32 left, n;
+	double took;
+
+	skel->bss->next = 0;
+	for (left = opt.flows; left; left -= n) {
+		n = left < CHUNK ? left : CHUNK;
+		took = send_packets(n, n / 4, n / 4 + (n + 1) / 2);
+	}
+	return opt.flows > 1 ? took : 0;
+}
+
+/* Return: nanoseconds a flow */
+static double setup(void)
+{
+	double took;
+
+	/* the first may be there already, from a set-up of fewer */
+	tcp_header(TCP_SYN, 1000, 0);
+	took = send_all();
+	tcp_header(TCP_ACK, 1001, 2);
+	return opt.tcp ? took + send_all() : took;
+}
+
+/* Take the router's device down. Return: nanoseconds that its flows took of that */
+static double device_down(void)
+{
+	struct ifreq ifr = { .ifr_name = "r0" };
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	skel->links.cleanup_start = bpf_program__attach(skel->progs.cleanup_start);
+	skel->links.cleanup_end = bpf_program__attach(skel->progs.cleanup_end);
+	if (!skel->links.cleanup_start || !skel->links.cleanup_end)
+		die("nf_flow_table_cleanup", 0);
+	if (fd < 0 || ioctl(fd, SIOCGIFFLAGS, &ifr))
+		die("r0", 0);
+	ifr.ifr_flags &= ~IFF_UP;
+	if (ioctl(fd, SIOCSIFFLAGS, &ifr))
+		die("r0 down", 0);
+	close(fd);
+	return skel->bss->ended;
+}
+
+static unsigned long map_bytes(int map)
+{
+	unsigned long bytes = 0;
+	char line[128];
+	FILE *f;
+
+	snprintf(line, sizeof(line), "/proc/self/fdinfo/%d", map);
+	f = fopen(line, "re");
+	if (!f)
+		die(line, 0);
+	while (fgets(line, sizeof(line), f) && sscanf(line, "memlock: %lu", &bytes) != 1)
+		;
+	fclose(f);
+	return bytes;
+}
+
+static __u32 map_entries(int map)
+{
+	struct bpf_flowmap_key key;
+	__u32 n = 0;
+
+	while (!bpf_map_get_next_key(map, n ? &key : NULL, &key))
+		n++;
+	return n;
+}
+
+static void control(void)
+{
+	double opened;
+	int map[MAPS];
+	__u32 i;
+
+	enter("r");
+	for (i = 0; i < opt.maps; i++) {
+		map[i] = bpf_map_create(BPF_MAP_TYPE_FLOWMAP, "bench",
+					sizeof(struct bpf_flowmap_key),
+					sizeof(struct bpf_flowmap_value), 2 * opt.flows, NULL);
+		if (map[i] < 0)
+			die("flowmap", map[i]);
+	}
+	enter("c");
+	opened = setup();
+	enter("r");
+	for (i = 0; i < opt.maps; i++)
+		if (map_entries(map[i]) != 2 * opt.flows)
+			die("the flowmap has not all flows", -ENOENT);
+	i = opt.maps ? map_bytes(map[0]) : 0;
+	printf("%.1f %.1f %u\n", opened, device_down() / opt.flows, i / opt.flows);
+}
+
+static void run(void)
+{
+	const __u32 packets = opt.packets + 2 * WARM, first = first_flow(opt.seed, opt.flows);
+	__u32 i;
+
+	skel->data->step = STEP;
+	/* routes may have changed with a device, and ended flows: the stack opens them again */
+	for (i = 0; i < 2; i++) {
+		skel->bss->next = first;
+		send_packets(packets, 0, packets - 1);
+		sleep(3);
+	}
+	watch();
+	for (i = 0; i < opt.runs; i++) {
+		skel->bss->next = first;
+		if (opt.idle)
+			sleep(2);
+		else
+			send_packets(packets, 0, packets - 1);
+		skel->bss->next = first;
+		printf("%.1f\n", send_packets(packets, WARM, WARM + opt.packets));
+	}
+	if (opt.runs)
+		watch();
 }
 
 static const struct argp_option options[] = {
@@ -257,6 +400,9 @@ static const struct argp_option options[] = {
 	{ "vlan",	'v', "ID",	0, "with a VLAN tag", 0 },
 	{ "source",	's', "ADDRESS",	0, "what the server must see as source", 0 },
 	{ "watch",	'w', "COMMAND", 0, "run before and after what is measured", 0 },
+	{ "idle",	'i', NULL,	0, "flows that have seen no packet for two seconds", 0 },
+	{ "seed",	'S', "N",	0, "which flow comes first", 0 },
+	{ "maps",	'm', "N",	0, "flowmaps", 0 },
 	{ "flows",	'f', "N",	0, "connections", 0 },
 	{ "packets",	'n', "N",	0, "packets a run", 0 },
 	{ "runs",	'r', "N",	0, "runs", 0 },
@@ -281,6 +427,15 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case 'w':
 		opt.watch = arg;
 		break;
+	case 'i':
+		opt.idle = true;
+		break;
+	case 'S':
+		opt.seed = atoi(arg);
+		break;
+	case 'm':
+		opt.maps = atoi(arg);
+		break;
 	case 'f':
 		opt.flows = atoi(arg);
 		break;
@@ -297,7 +452,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		break;
 	case ARGP_KEY_END:
 		opt.packets -= opt.packets % BATCH;
-		if (!opt.command || !opt.flows || !opt.packets)
+		if (!opt.command || !opt.flows || !opt.packets || opt.maps > MAPS)
 			argp_usage(state);
 		break;
 	default:
@@ -308,10 +463,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 int main(int argc, char **argv)
 {
-	const struct argp argp = { options, parse, "setup|run|clock", NULL, NULL, NULL, NULL };
+	const struct argp argp = { options, parse, "setup|run|control|clock",
+				   NULL, NULL, NULL, NULL };
 	const struct sched_param fifo = { .sched_priority = 50 };
-	double took;
-	__u32 i;
 
 	argp_parse(&argp, argc, argv, 0, NULL, NULL);
 	if (!strcmp(opt.command, "clock")) {
@@ -322,29 +476,12 @@ int main(int argc, char **argv)
 	if (sched_setscheduler(0, SCHED_FIFO, &fifo))
 		die("SCHED_FIFO", 0);
 	if (!strcmp(opt.command, "setup")) {
-		/* the first may be there already, from a set-up of fewer */
-		tcp_header(TCP_SYN, 1000, 0);
-		took = send_packets(opt.flows, opt.flows / 4, opt.flows / 4 + (opt.flows + 1) / 2);
+		printf("%.1f\n", setup());
+	} else if (!strcmp(opt.command, "control")) {
+		control();
+	} else {
 		tcp_header(TCP_ACK, 1001, 2);
-		if (opt.tcp)
-			took += send_packets(opt.flows, opt.flows / 4,
-					     opt.flows / 4 + (opt.flows + 1) / 2);
-		printf("%.1f\n", opt.flows > 1 ? took : 0);
-		return 0;
+		run();
 	}
-	tcp_header(TCP_ACK, 1001, 2);
-	skel->data->step = STEP;
-	/* a change at a device may have ended flows: the stack opens them again */
-	for (i = 0; i < 2; i++) {
-		send_packets(opt.flows + WARM, 0, opt.flows);
-		sleep(3);
-	}
-	watch();
-	for (i = 0; i < opt.runs; i++) {
-		printf("%.1f\n", send_packets(opt.packets + 2 * WARM, WARM, WARM + opt.packets));
-		sleep(2); /* all flows are due for a refresh */
-	}
-	if (opt.runs)
-		watch();
 	return 0;
 }

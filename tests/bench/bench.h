@@ -7,6 +7,13 @@
 #define PORTS		60000	/* source ports a destination port */
 #define SPORT		1024
 #define DPORT		5001
+#define STEP		7919	/* from flow to flow: prime, so that it meets all */
+
+/* Which flow comes first */
+static inline unsigned int first_flow(unsigned int seed, unsigned int flows)
+{
+	return seed * 2654435761u % flows;
+}
 
 /* The frame that the generator writes, and where in it what changes lies */
 struct bench_frame {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * maps FLOWS LOOKUPS RUNS: what a look-up costs, in the router's namespace
+ * maps FLOWS LOOKUPS RUNS SEED: what a look-up costs, in the router's namespace
  *
- * To be run where 'bench setup' has opened FLOWS connections of IPv4 UDP: makes
+ * To be run by 'bench -w ... run', where FLOWS connections of IPv4 UDP are open: makes
  * a flowmap, copies it to a hash map, and prints rows of nanoseconds a look-up,
- * those of an empty loop taken off. Dies unless all hit, or miss. Each look-up
- * is the first of its flow in a second, if there are as many flows.
+ * those of an empty loop taken off. Dies unless all hit, or miss. The same
+ * look-ups are made first once, so that no flow is due for its refresh; "hit,
+ * refresh" is with all that are. Before that: what it takes to read all flows.
  */
 #include <errno.h>
 #include <net/if.h>
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <bpf/bpf.h>
@@ -23,9 +25,11 @@
 #include "bench.h"
 #include "maps.skel.h"
 
-#define STEP	7919
+#define BATCH	4096	/* of entries */
+#define DUMPS	3
 
 static struct maps_bpf *skel;
+static __u32 first; /* flow */
 
 static void die(const char *what, int err)
 {
@@ -56,48 +60,126 @@ static double loop(struct bpf_program *prog, __u32 lookups, bool miss)
 	return (double)(skel->bss->end - skel->bss->start) / lookups;
 }
 
-static void copy(__u32 flows)
+static double now(void)
 {
-	struct bpf_flowmap_key key, *last = NULL;
-	int from = bpf_map__fd(skel->maps.flowmap), to = bpf_map__fd(skel->maps.hash), err;
-	struct bpf_flowmap_value value;
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1e9 + t.tv_nsec;
+}
+
+/* Return: entries, in keys[] and values[] */
+static __u32 dump_batch(struct bpf_flowmap_key *keys, struct bpf_flowmap_value *values,
+			__u32 room)
+{
+	int map = bpf_map__fd(skel->maps.flowmap), err = 0;
+	struct bpf_flowmap_key at;
+	__u32 n, done = 0;
+
+	while (!err) {
+		n = room - done < BATCH ? room - done : BATCH;
+		if (!n)
+			break;
+		err = bpf_map_lookup_batch(map, done ? &at : NULL, &at, keys + done,
+					   values + done, &n, NULL);
+		if (err && err != -ENOENT)
+			die("BPF_MAP_LOOKUP_BATCH", err);
+		done += n;
+	}
+	return done;
+}
+
+/* The same key by key, as bpftool does it */
+static __u32 dump_keys(struct bpf_flowmap_key *keys, struct bpf_flowmap_value *values,
+		       __u32 room)
+{
+	int map = bpf_map__fd(skel->maps.flowmap);
 	__u32 n = 0;
 
-	while (!bpf_map_get_next_key(from, last, &key)) {
-		struct bpf_flowmap_key with_facts = key;
+	while (n < room && !bpf_map_get_next_key(map, n ? keys + n - 1 : NULL, keys + n) &&
+	       !bpf_map_lookup_elem(map, keys + n, values + n))
+		n++;
+	return n;
+}
 
-		err = bpf_map_lookup_elem(from, &key, &value);
-		with_facts.len = 46;
-		if (!err)
-			err = bpf_map_update_elem(to, &with_facts, &value, BPF_ANY);
+static void dump_row(const char *name, __u32 flows, struct bpf_flowmap_key *keys,
+		     struct bpf_flowmap_value *values,
+		     __u32 (*dump)(struct bpf_flowmap_key *, struct bpf_flowmap_value *, __u32))
+{
+	double start;
+	int i;
+
+	printf("row kind=dump path=%s flows=%u samples=", name, flows);
+	for (i = 0; i < DUMPS; i++) {
+		start = now();
+		if (dump(keys, values, 2 * flows) != 2 * flows) {
+			fprintf(stderr, "maps: not all of %u flows by %s\n", flows, name);
+			exit(1);
+		}
+		printf("%s%.1f", i ? "," : "", (now() - start) / flows);
+	}
+	putchar('\n');
+}
+
+/* From the flowmap to the hash map */
+static void copy(__u32 flows)
+{
+	struct bpf_flowmap_key *keys = calloc(2 * flows, sizeof(*keys));
+	struct bpf_flowmap_value *values = calloc(2 * flows, sizeof(*values));
+	int to = bpf_map__fd(skel->maps.hash), err;
+	__u32 i;
+
+	if (!keys || !values)
+		die("no memory", 0);
+	/* pages that are there */
+	memset(keys, 1, 2 * flows * sizeof(*keys));
+	memset(values, 1, 2 * flows * sizeof(*values));
+	/* of fewer it were the time to walk empty buckets */
+	if (flows >= 1000) {
+		dump_row("batch", flows, keys, values, dump_batch);
+		dump_row("next-key", flows, keys, values, dump_keys);
+	} else {
+		dump_batch(keys, values, 2 * flows);
+	}
+	for (i = 0; i < 2 * flows; i++) {
+		keys[i].len = 46;
+		err = bpf_map_update_elem(to, keys + i, values + i, BPF_ANY);
 		if (err)
 			die("copy", err);
-		if (!(value.flags & BPF_FLOWMAP_REPLY)) {
-			n++;
-			skel->bss->template = with_facts;
-		}
-		last = &key;
+		if (!(values[i].flags & BPF_FLOWMAP_REPLY))
+			skel->bss->template = keys[i];
 	}
-	if (n != flows) {
-		fprintf(stderr, "maps: %u flows, not %u\n", n, flows);
-		exit(1);
-	}
+	free(keys);
+	free(values);
+}
+
+/* Nanoseconds a look-up, of flows that have been looked up within the second, or not */
+static double measure(struct bpf_program *prog, __u32 lookups, bool miss, bool idle)
+{
+	skel->bss->next = first;
+	if (idle)
+		sleep(2);
+	else
+		loop(prog, lookups, miss);
+	skel->bss->next = first;
+	return loop(prog, lookups, miss);
 }
 
 int main(int argc, char **argv)
 {
 	const struct sched_param fifo = { .sched_priority = 50 };
 	__u32 flows, lookups, runs, entries, i;
-	int err, miss;
-	size_t p;
+	size_t row;
+	int err;
 
-	if (argc != 4) {
-		fprintf(stderr, "usage: maps FLOWS LOOKUPS RUNS\n");
+	if (argc != 5) {
+		fprintf(stderr, "usage: maps FLOWS LOOKUPS RUNS SEED\n");
 		return 2;
 	}
 	flows = atoi(argv[1]);
 	lookups = atoi(argv[2]);
 	runs = atoi(argv[3]);
+	first = first_flow(atoi(argv[4]), flows);
 
 	skel = maps_bpf__open();
 	if (!skel)
@@ -108,33 +190,38 @@ int main(int argc, char **argv)
 	err = maps_bpf__load(skel);
 	if (err)
 		die("maps.bpf.o", err);
+	if (sched_setscheduler(0, SCHED_FIFO, &fifo))
+		die("SCHED_FIFO", 0);
 	copy(flows);
 	skel->data->flows = flows;
 	skel->data->step = STEP;
-	if (sched_setscheduler(0, SCHED_FIFO, &fifo))
-		die("SCHED_FIFO", 0);
 
 	struct {
 		const char *name;
 		struct bpf_program *prog;
-	} progs[] = {
-		{ "flowmap", skel->progs.loop_flowmap },
-		{ "hash", skel->progs.loop_hash },
-		{ "bpf_xdp_flow_lookup", skel->progs.loop_kfunc },
+		bool miss;
+		bool idle;
+	} rows[] = {
+		{ "flowmap-hit", skel->progs.loop_flowmap, false, false },
+		{ "flowmap-hit+refresh", skel->progs.loop_flowmap, false, true },
+		{ "flowmap-miss", skel->progs.loop_flowmap, true, false },
+		{ "hash-hit", skel->progs.loop_hash, false, false },
+		{ "hash-miss", skel->progs.loop_hash, true, false },
+		{ "bpf_xdp_flow_lookup-hit", skel->progs.loop_kfunc, false, false },
+		{ "bpf_xdp_flow_lookup-miss", skel->progs.loop_kfunc, true, false },
 	};
-	for (p = 0; p < sizeof(progs) / sizeof(*progs); p++) {
-		for (miss = 0; miss < 2; miss++) {
-			printf("row kind=map path=%s-%s flows=%u samples=", progs[p].name,
-			       miss ? "miss" : "hit", flows);
-			for (i = 0; i < runs; i++) {
-				double none = loop(skel->progs.loop_none, lookups, miss);
+	for (row = 0; row < sizeof(rows) / sizeof(*rows); row++) {
+		if (rows[row].idle && flows < lookups)
+			continue; /* not all look-ups are the first */
+		printf("row kind=map path=%s flows=%u samples=", rows[row].name, flows);
+		for (i = 0; i < runs; i++) {
+			double none = loop(skel->progs.loop_none, lookups, rows[row].miss);
 
-				sleep(2); /* all flows are due for a refresh */
-				printf("%s%.1f", i ? "," : "",
-				       loop(progs[p].prog, lookups, miss) - none);
-			}
-			putchar('\n');
+			printf("%s%.1f", i ? "," : "",
+			       measure(rows[row].prog, lookups, rows[row].miss,
+				       rows[row].idle) - none);
 		}
+		putchar('\n');
 	}
 	return 0;
 }

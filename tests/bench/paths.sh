@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# paths.sh RUNS PACKETS {4|6}-{udp|tcp}-{nat|plain}-{untagged|vlan}:FLOWS[,FLOWS]... ...
+# paths.sh RUNS PACKETS SEED {4|6}-{udp|tcp}-{nat|plain}-{untagged|vlan}:FLOWS[,FLOWS]... ...
 #
 # In the guest: what a packet costs on each path through a router (r) between a
 # client (c) and a server (s), all namespaces joined by veth. Prints a line
@@ -9,6 +9,7 @@
 # opened once, by packets of both directions, and all paths of the flowtable
 # run on the same. That a path is what it is called is proven for each row: by
 # the router's count of redirected XDP frames and of packets that it routed.
+# On the unpatched kernel (VM_KERNEL=stock) without the rows of XDP and the map.
 
 R="nsenter --net=/run/netns/r"
 if [ "$1" = way ]; then
@@ -19,20 +20,20 @@ if [ "$1" = way ]; then
 		     /^Ip6OutForwDatagrams/ { n += $2 } END { print n }'
 	exit
 fi
-
-runs=$1 packets=$2
-if [ $# != 3 ]; then
-	for config in "${@:3}"; do
-		"$0" "$runs" "$packets" "$config" || exit 1
+runs=$1 packets=$2 seed=$3
+if [ $# != 4 ]; then
+	for config in "${@:4}"; do
+		"$0" "$runs" "$packets" "$seed" "$config" || exit 1
 	done
 	exit
 fi
-IFS=-:, read -r family proto nat tag flow_list <<< "$3"
+IFS=-:, read -r family proto nat tag flow_list <<< "$4"
 IFS=, read -ra all_flows <<< "$flow_list"
 # the map alone and the control path, once
 more=0
-[[ $3 != 4-udp-nat-untagged:*,* ]] || more=1
+[[ $4 != 4-udp-nat-untagged:*,* ]] || more=1
 bench=$FLOWMAP_BUILD/bench/bench
+kernel=${VM_KERNEL:-flowmap}
 in=r0 opts=()
 if [ "$family" = 6 ]; then
 	opts+=(-6)
@@ -94,13 +95,20 @@ topology()
 	ip -n c route add default via fd00:1::1
 	ip -n s route add default via 10.0.2.1
 	ip -n s route add default via fd00:2::1
+	neighbours
+	$R sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+}
+
+neighbours()
+{
+	local a
+
 	for a in 10.0.1.2 fd00:1::2; do
 		ip -n r neigh replace "$a" dev "$in" lladdr 02:00:00:00:00:01 nud permanent
 	done
 	for a in 10.0.2.2 fd00:2::2; do
 		ip -n r neigh replace "$a" dev r1 lladdr 02:00:00:00:00:04 nud permanent
 	done
-	$R sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
 }
 
 ruleset()
@@ -131,27 +139,86 @@ ruleset()
 	EOF
 }
 
-# row PATH FLOWS SOURCE REDIRECTED ROUTED: the last two are 1 if all packets are
+# row PATH FLOWS SOURCE REDIRECTED ROUTED [OPTION...]: the two before the
+# options are 1 if all packets are
 row()
 {
-	local all=$((runs * (packets + 512))) # see WARM in bench.c
+	local all=$((2 * runs * (packets + 512))) # see WARM in bench.c, and -i
 	local out path=$1 flows=$2 xdp routed
 
-	out=$("$bench" "${opts[@]}" -s "$3" -f "$flows" -n "$packets" -r "$runs" \
-		-w "$0 way" run) || exit 1
+	[ "$6" != -i ] || ((all /= 2))
+	out=$("$bench" "${opts[@]}" -s "$3" -f "$flows" -n "$packets" -r "$runs" -S "$seed" \
+		"${@:6}" -w "$0 way" run) || exit 1
 	read -r xdp routed < <(awk '$1 == "way" { a = $2 - a; b = $3 - b } END { print a, b }' <<< "$out")
 	# a few of the namespaces' own (neighbour discovery) may be among them
 	((xdp -= all * $4, routed -= all * $5, 1))
 	((xdp >= 0 && xdp < 16 && routed >= 0 && routed < 16)) ||
 		die "$path, $flows flows, $all packets: $xdp more than that by XDP, $routed by the stack"
-	echo "row family=ipv$family proto=$proto nat=$nat tag=$tag path=$path flows=$flows" \
+	echo "row kernel=$kernel family=ipv$family proto=$proto nat=$nat tag=$tag path=$path flows=$flows" \
 		"samples=$(grep -v way <<< "$out" | paste -sd,)"
+}
+
+# max ENTRIES: for that many flows
+max()
+{
+	echo "--max-entries $(($1 * 2 > 65536 ? $1 * 2 : 65536))"
+}
+
+# xdp_paths FLOWS: by XDP, and the map alone
+xdp_paths()
+{
+	local f=$1 counters
+
+	if [ "$tag" != vlan ]; then
+		$R xdp-forward load -f flowtable r0 r1 &> /dev/null || exit 1
+		row xdp-forward "$f" "$masq" 1 0
+		$R xdp-forward unload r0 r1 &> /dev/null || exit 1
+	fi
+	for counters in "" --counters; do
+		# shellcheck disable=SC2046
+		$R xdp_ct attach $(max "$f") $counters r0 r1 || exit 1
+		row "xdp_ct${counters:++counters}" "$f" "$masq" 1 0
+		[ -n "$counters" ] || ((f < packets)) || row xdp_ct+refresh "$f" "$masq" 1 0 -i
+		$R xdp_ct detach
+	done
+	# while the server has its program: a change there ends flows
+	[ $more = 0 ] || "$bench" "${opts[@]}" -s "$masq" -f "$f" -n "$packets" -r 0 -S "$seed" \
+		-w "$R $FLOWMAP_BUILD/bench/maps $f $packets $runs $seed" run || exit 1
+}
+
+# column N LINES: of all lines, with commas between
+column()
+{
+	awk -v n="$1" 'NF { printf "%s%s", c, $n; c = "," }' <<< "$2"
+}
+
+# what it takes to open a flow, two packets on the slow path, to end it and to hold it
+control()
+{
+	local maps i out n=20000
+
+	for maps in 0 1 4; do
+		[ "$maps.$kernel" != 1.stock ] || break
+		out=
+		for ((i = 0; i < runs; i++)); do
+			ruleset "$flowtable" "flow add @ft"
+			out+=$("$bench" -s "$masq" -f $n -m $maps control)$'\n' || exit 1
+			ip -n r link set r0 up
+			neighbours
+			$R nft delete table inet fw
+			$R conntrack -F 2> /dev/null
+			sleep 2
+		done
+		echo "row kernel=$kernel kind=control path=open,$maps-maps flows=$n samples=$(column 1 "$out")"
+		echo "row kernel=$kernel kind=control path=end,$maps-maps flows=$n samples=$(column 2 "$out")"
+		[ $maps != 1 ] || echo "row kind=memory path=flowmap flows=$n samples=$(column 3 "$out")"
+	done
 }
 
 sysctl -qw kernel.sched_rt_runtime_us=-1
 topology
 ulimit -l unlimited
-echo "info kernel=$(uname -r) nft=$(nft -v | cut -d' ' -f2) xdp-tools=$(xdp-forward load --version 2>&1 | awk '{ print $3; exit }') clock=$("$bench" clock)"
+echo "info kernel=$(uname -r) nft=$(nft -v | cut -d' ' -f2) xdp-tools=$(xdp-forward load --version 2>&1 | awk '{ print $3; exit }') seed=$seed clock=$("$bench" clock)"
 
 # without a tag: to take it off is work that is not the floor's
 with=("${opts[@]}") opts=("${plain[@]}")
@@ -162,25 +229,12 @@ opts=("${with[@]}")
 row forward 1 "$client" 0 1
 
 flowtable="flowtable ft { hook ingress priority filter; devices = { r0, r1 }; }"
+[ $more = 0 ] || control
 ruleset "$flowtable" "flow add @ft"
 for f in "${all_flows[@]}"; do
 	"$bench" "${opts[@]}" -s "$masq" -f "$f" setup > /dev/null || exit 1
 	row flowtable "$f" "$masq" 0 0
-	if [ "$tag" != vlan ]; then
-		$R xdp-forward load -f flowtable r0 r1 &> /dev/null || exit 1
-		row xdp-forward "$f" "$masq" 1 0
-		$R xdp-forward unload r0 r1 &> /dev/null || exit 1
-	fi
-	for counters in "" --counters; do
-		$R xdp_ct attach --max-entries $((f * 2 > 65536 ? f * 2 : 65536)) $counters r0 r1 || exit 1
-		row "xdp_ct${counters:++counters}" "$f" "$masq" 1 0
-		$R xdp_ct detach
-	done
-	if [ $more = 1 ]; then
-		# while the server has its program: a change there ends flows
-		"$bench" "${opts[@]}" -s "$masq" -f "$f" -r 0 \
-			-w "$R $FLOWMAP_BUILD/bench/maps $f $packets $runs" run || exit 1
-	fi
+	[ "$kernel" = stock ] || xdp_paths "$f"
 done
 
 $R nft delete table inet fw
@@ -188,36 +242,6 @@ ruleset "" accept
 for f in "${all_flows[@]}"; do
 	row conntrack "$f" "$masq" 0 1
 done
-
-# what it takes to open a flow, two packets on the slow path, and to hold it
-control()
-{
-	local maps i samples n=20000 bytes
-
-	$R nft delete table inet fw
-	ip -n r link add d0 up type dummy
-	for maps in 0 1; do
-		[ $maps = 0 ] || $R xdp_ct attach --mode skb --max-entries $((n * 2)) d0 || exit 1
-		samples=()
-		for ((i = 0; i < runs; i++)); do
-			$R conntrack -F 2> /dev/null
-			ruleset "$flowtable" "flow add @ft"
-			samples+=("$("$bench" "${opts[@]}" -s "$masq" -f $n setup)") || exit 1
-			if [ "$maps.$i" = 1.0 ]; then
-				bytes=$($R bpftool -j map show |
-					jq "map(select(.name == \"flowmap\"))[0].bytes_memlock")
-				[ "$($R tail -1 /proc/net/nf_flowmap | cut -f2)" = $((n * 2)) ] ||
-					die "the flowmap has not all of $n flows"
-				echo "row kind=memory path=flowmap flows=$n samples=$((bytes / n))"
-			fi
-			$R nft delete table inet fw
-			sleep 2
-		done
-		echo "row kind=control path=open,$maps-maps flows=$n samples=$(IFS=,; echo "${samples[*]}")"
-	done
-	$R xdp_ct detach
-}
-[ $more = 0 ] || control
 
 for n in c r s; do
 	ip netns del "$n"

@@ -1,31 +1,63 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# run.sh [quick|demo]: make bench, make bench-quick, the end of make demo. Builds generator and sink, has
-# paths.sh measure in the guest, one instruction a nanosecond, and prints the
-# table; all figures go to build/bench.json.
+# run.sh [quick|demo]: make bench, make bench-quick, the end of make demo. Has
+# paths.sh measure in the guest, one instruction a nanosecond, on our kernel and,
+# without quick, on the unpatched one. Prints tables; all figures go to
+# build/bench.json, the main paths as a chart to build/bench.svg. SEED: which
+# flow comes first.
 
 # shellcheck source=tests/vm/lib.sh
 . "$(dirname "$0")/../vm/lib.sh"
+set -o pipefail
 
+here=$REPO/tests/bench
 log=$LOG/bench.log
-make -C "$REPO/tests/bench" O="$BUILD/bench" > "$log" 2>&1 ||
+seed=${SEED:-1}
+make -C "$here" O="$BUILD/bench" > "$log" 2>&1 ||
 	die "tests/bench: $(grep -m1 -E 'error:|Error' "$log"), see $log"
 
-out=$BUILD/bench.json
-if [ "$1" = demo ]; then
-	out=$BUILD/demo.json
-	args=(3 6400 "4-udp-nat-untagged:1")
-elif [ "$1" = quick ]; then
-	args=(3 12800 "4-udp-nat-untagged:1,1000" 6-udp-nat-untagged:1)
-else
-	args=(5 20480 "4-udp-nat-untagged:1,1000,100000" "6-udp-nat-untagged:1,1000"
-	      4-tcp-nat-untagged:1 6-tcp-nat-untagged:1 4-udp-plain-untagged:1
-	      4-udp-nat-vlan:1 6-udp-nat-vlan:1)
-fi
-rm -f "$out"
-VM_MEM=${VM_MEM:-4096} "$REPO/tests/vm/run" --icount "$REPO/tests/bench/paths.sh" "${args[@]}" |
-	tee "$LOG/bench.rows" | "$REPO/tests/bench/report.py" "$out.tmp"
-status=("${PIPESTATUS[@]}")
-[ "${status[*]}" = "0 0 0" ] || exit 1
-mv "$out.tmp" "$out"
+# guest VARIANT RUNS PACKETS CONFIG...: see paths.sh
+guest()
+{
+	VM_MEM=${VM_MEM:-4096} "$REPO/tests/vm/run" --icount --kernel "$1" \
+		"$here/paths.sh" "$2" "$3" "$seed" "${@:4}"
+}
+
+out=$BUILD/bench
+case $1 in
+demo)
+	out=$BUILD/demo
+	rows() { guest flowmap 3 6400 4-udp-nat-untagged:1; }
+	;;
+quick)
+	rows() { guest flowmap 3 12800 4-udp-nat-untagged:1,1000 6-udp-nat-untagged:1; }
+	;;
+"")
+	"$REPO/tests/vm/kernel.sh" stock || exit 1
+	rows()
+	{
+		guest flowmap 3 20480 4-udp-nat-untagged:1,1000,100000,1000000 \
+			6-udp-nat-untagged:1,1000 4-tcp-nat-untagged:1 6-tcp-nat-untagged:1 \
+			4-udp-plain-untagged:1 6-udp-plain-untagged:1 \
+			4-udp-nat-vlan:1 6-udp-nat-vlan:1 &&
+		guest stock 3 20480 4-udp-nat-untagged:1,1000 &&
+		echo "none kind=native there is no KUnit suite for user-mode Linux yet" &&
+		echo "none kind=scaling QEMU's emulation runs both processors in one thread"
+	}
+	;;
+*)
+	die "run.sh [quick|demo]"
+	;;
+esac
+
+rm -f "$out.json" "$out.svg"
+{
+	echo "info qemu=$(qemu-system-x86_64 --version | awk '{ print $4; exit }')" \
+		"gcc=$(gcc -dumpversion) clang=$(clang -dumpversion)" &&
+	rows
+} | tee "$out.rows" | "$here/report.py" "$out.json.tmp" "$out.dat" || exit 1
+mv "$out.json.tmp" "$out.json"
+[ "$1" = demo ] && exit
+gnuplot -e "data='$out.dat'; chart='$out.svg'" "$here/chart.gp" >> "$log" 2>&1 ||
+	die "gnuplot: $(tail -1 "$log"), see $log"
