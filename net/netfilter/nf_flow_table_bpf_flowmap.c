@@ -15,9 +15,10 @@
  *
  * Look-ups from programs are the packet's event. They trust nothing that may
  * have aged: the route by dst_check(), as the flowtable does, the neighbour by
- * its state and address, conntrack by its status. Devices are watched by a
- * notifier, which has torn their flows down before the command that changed
- * them returns. A flow that packets use is refreshed, and its neighbour
+ * its state and address, conntrack by its status, and the way through a bridge
+ * or a PPPoE session by resolving it again. Devices are watched by a notifier,
+ * which has torn their flows down before the command that changed them
+ * returns. A flow that packets use is refreshed, and its neighbour
  * probed if need be, once a second.
  *
  * Concurrency: buckets are chains that are read under RCU and changed under
@@ -87,6 +88,7 @@ static_assert(offsetof(struct bpf_flowmap_key, addr) == 3 * sizeof(u64));
  * @stamp: jiffies of the last refresh
  * @dir:   direction, index in flowmap_flow.entry
  * @count: count packets: in @value, in conntrack, or both
+ * @watch: resolve the path for each packet: no notifier tells of its changes
  * @value: what programs get
  */
 struct flowmap_entry {
@@ -96,6 +98,7 @@ struct flowmap_entry {
 	u32 stamp;
 	u8 dir;
 	u8 count;
+	bool watch;
 	struct bpf_flowmap_value value;
 };
 
@@ -342,19 +345,22 @@ static void flowmap_fill_nat(struct bpf_flowmap_value *v,
 }
 
 /* From the device of the route down to the one that frames leave by, with
- * the encapsulations on the way
+ * the encapsulations on the way. @watch: somebody on it may change his mind
  */
 static const struct net_device *
-flowmap_fill_path(struct bpf_flowmap_value *v, const struct net_device *dev)
+flowmap_fill_path(struct bpf_flowmap_value *v, const struct net_device *dev, bool *watch)
 {
 	struct net_device_path_stack stack;
 	int i, n = 0;
 
-	if (dev_fill_forward_path(dev, v->h_dest, &stack) < 0)
+	if (dev_fill_forward_path(dev, v->h_dest, &stack) < 0) {
+		*watch = true;
 		return NULL;
+	}
 
 	for (i = 0; i < stack.num_paths; i++) {
 		const struct net_device_path *path = &stack.path[i];
+		struct bpf_flowmap_encap push = {};
 
 		switch (path->type) {
 		case DEV_PATH_ETHERNET:
@@ -362,7 +368,10 @@ flowmap_fill_path(struct bpf_flowmap_value *v, const struct net_device *dev)
 				ether_addr_copy(v->h_source, path->dev->dev_addr);
 			return path->dev;
 		case DEV_PATH_PPPOE:
+			*watch = true;
 			ether_addr_copy(v->h_dest, path->encap.h_dest);
+			push.proto = path->encap.proto;
+			push.id = path->encap.id;
 			break;
 		case DEV_PATH_VLAN:
 			/* the tag's priority would depend on the packet */
@@ -370,79 +379,80 @@ flowmap_fill_path(struct bpf_flowmap_value *v, const struct net_device *dev)
 				return NULL;
 			if (is_zero_ether_addr(v->h_source))
 				ether_addr_copy(v->h_source, path->dev->dev_addr);
+			push.proto = path->encap.proto;
+			push.id = path->encap.id;
+			break;
+		case DEV_PATH_BRIDGE:
+			*watch = true;
+			if (is_zero_ether_addr(v->h_source))
+				ether_addr_copy(v->h_source, path->dev->dev_addr);
+			if (path->bridge.vlan_mode == DEV_PATH_BR_VLAN_UNTAG) {
+				if (!n--)
+					return NULL;
+				v->encap[0] = v->encap[1];
+				memset(&v->encap[1], 0, sizeof(v->encap[1]));
+			} else if (path->bridge.vlan_mode == DEV_PATH_BR_VLAN_TAG) {
+				push.proto = path->bridge.vlan_proto;
+				push.id = path->bridge.vlan_id;
+			} else if (path->bridge.vlan_mode != DEV_PATH_BR_VLAN_KEEP) {
+				return NULL;
+			}
 			break;
 		default:
 			return NULL;
 		}
-		if (n == BPF_FLOWMAP_ENCAP_MAX)
+		if (!push.proto)
+			continue;
+		if (n++ == BPF_FLOWMAP_ENCAP_MAX)
 			return NULL;
 		/* the path goes inwards out, a frame outwards in */
 		v->encap[1] = v->encap[0];
-		v->encap[0].proto = path->encap.proto;
-		v->encap[0].id = path->encap.id;
-		n++;
+		v->encap[0] = push;
 	}
 	return NULL;
 }
 
-static void flowmap_fill_dev(struct bpf_flowmap_value *v, const struct net_device *dev)
+/* By @dev, and to the neighbour if there is one. Return: watch the path */
+static bool flowmap_fill_way(struct bpf_flowmap_value *v, const struct net_device *dev,
+			     struct neighbour *neigh)
 {
-	v->ifindex = dev->ifindex;
-	if (dev->type != ARPHRD_ETHER)
+	const struct net_device *egress;
+	bool watch = false;
+
+	if (neigh)
+		neigh_ha_snapshot(v->h_dest, neigh, dev);
+	egress = flowmap_fill_path(v, dev, &watch);
+	if (!egress) {
+		eth_zero_addr(v->h_source);
+		memset(v->encap, 0, sizeof(v->encap));
+		v->ifindex = dev->ifindex;
 		v->flags |= BPF_FLOWMAP_NO_ETHER;
-	else if (!(dev->xdp_features & NETDEV_XDP_ACT_NDO_XMIT))
+		return watch;
+	}
+	v->ifindex = egress->ifindex;
+	if (egress->type != ARPHRD_ETHER)
+		v->flags |= BPF_FLOWMAP_NO_ETHER;
+	else if (!(egress->xdp_features & NETDEV_XDP_ACT_NDO_XMIT))
 		v->flags |= BPF_FLOWMAP_NO_XMIT;
+	return watch;
 }
 
-/* By a route and a neighbour */
 static void flowmap_fill_route(struct flowmap_entry *e, const struct dst_entry *dst,
 			       const struct flow_offload_tuple *other)
 {
 	struct bpf_flowmap_value *v = &e->value;
-	const struct net_device *dev = dst->dev;
 
 	if (dst->lwtstate) {
 		v->flags |= BPF_FLOWMAP_TUNNEL;
-		v->ifindex = dev->ifindex;
+		v->ifindex = dst->dev->ifindex;
 		return;
 	}
-	if (dev->addr_len == ETH_ALEN) {
+	if (dst->dev->addr_len == ETH_ALEN) {
 		e->neigh = dst_neigh_lookup(dst, &other->src_v4);
-		if (e->neigh)
-			neigh_ha_snapshot(v->h_dest, e->neigh, dev);
 		if (!e->neigh || !(READ_ONCE(e->neigh->nud_state) & NUD_VALID))
 			v->flags |= BPF_FLOWMAP_NO_NEIGH;
 	}
-	dev = flowmap_fill_path(v, dev);
-	if (dev) {
-		flowmap_fill_dev(v, dev);
-	} else {
-		v->flags |= BPF_FLOWMAP_NO_ETHER;
-		v->ifindex = dst->dev->ifindex;
-	}
-}
-
-/* Through a bridge, as the flowtable has resolved it: what a frame of the
- * other direction comes in with, this one leaves with
- */
-static void flowmap_fill_direct(struct bpf_flowmap_value *v, const struct net *net,
-				const struct flow_offload_tuple *tuple,
-				const struct flow_offload_tuple *other)
-{
-	const struct net_device *dev;
-	int i;
-
-	ether_addr_copy(v->h_dest, tuple->out.h_dest);
-	ether_addr_copy(v->h_source, tuple->out.h_source);
-	for (i = 0; i < other->encap_num; i++) {
-		v->encap[i].proto = other->encap[i].proto;
-		v->encap[i].id = other->encap[i].id;
-	}
-	dev = dev_get_by_index_rcu((struct net *)net, tuple->out.hw_ifidx);
-	if (dev)
-		flowmap_fill_dev(v, dev);
-	else
-		v->flags |= BPF_FLOWMAP_NO_ETHER;
+	e->watch = flowmap_fill_way(v, dst->dev, e->neigh);
 }
 
 static void flowmap_fill_entry(struct flowmap *fm, struct flowmap_flow *ff,
@@ -476,10 +486,8 @@ static void flowmap_fill_entry(struct flowmap *fm, struct flowmap_flow *ff,
 
 	switch (tuple->xmit_type) {
 	case FLOW_OFFLOAD_XMIT_NEIGH:
-		flowmap_fill_route(e, tuple->dst_cache, other);
-		break;
 	case FLOW_OFFLOAD_XMIT_DIRECT:
-		flowmap_fill_direct(v, nf_ct_net(ff->ct), tuple, other);
+		flowmap_fill_route(e, tuple->dst_cache, other);
 		break;
 	case FLOW_OFFLOAD_XMIT_XFRM:
 		v->flags |= BPF_FLOWMAP_XFRM;
@@ -691,18 +699,10 @@ static bool flowmap_leaves_by(const struct flowmap_entry *e,
 {
 	if (e->neigh && e->neigh->dev == dev)
 		return true;
-	switch (tuple->xmit_type) {
-	case FLOW_OFFLOAD_XMIT_NEIGH:
-		if (tuple->dst_cache->dev == dev)
-			return true;
-		break;
-	case FLOW_OFFLOAD_XMIT_DIRECT:
-		if (tuple->out.ifidx == dev->ifindex)
-			return true;
-		break;
-	default:
-		break;
-	}
+	if (tuple->dst_cache && tuple->dst_cache->dev == dev)
+		return true;
+	if (tuple->xmit_type == FLOW_OFFLOAD_XMIT_DIRECT && tuple->out.ifidx == dev->ifindex)
+		return true;
 	/* a VLAN on the way may be any of those on the device below */
 	if (e->value.encap[0].proto && is_vlan_dev(dev))
 		dev = vlan_dev_real_dev(dev);
@@ -727,13 +727,15 @@ static int flowmap_netdev_event(struct notifier_block *nb, unsigned long event, 
 
 	switch (event) {
 	case NETDEV_CHANGE:
-		if (netif_carrier_ok(dev))
+		/* a VLAN device may have a new map of priorities */
+		if (netif_carrier_ok(dev) && !is_vlan_dev(dev))
 			return NOTIFY_DONE;
 		break;
 	case NETDEV_DOWN:
 	case NETDEV_UNREGISTER:
 	case NETDEV_CHANGEMTU:
 	case NETDEV_CHANGEADDR:
+	case NETDEV_CHANGENAME:
 	case NETDEV_CHANGEUPPER:
 	case NETDEV_XDP_FEAT_CHANGE:
 		break;
@@ -817,6 +819,20 @@ static noinline void flowmap_count(struct flowmap_entry *e, u32 packets, u64 byt
 	}
 }
 
+static noinline bool flowmap_path_changed(struct flowmap_entry *e)
+{
+	struct flow_offload *flow = flowmap_flow_of(e)->flow;
+	const struct bpf_flowmap_value *v = &e->value;
+	struct bpf_flowmap_value now = {};
+
+	flowmap_fill_way(&now, flow->tuplehash[e->dir].tuple.dst_cache->dev, e->neigh);
+	return now.flags != (v->flags & (BPF_FLOWMAP_NO_ETHER | BPF_FLOWMAP_NO_XMIT)) ||
+	       now.ifindex != v->ifindex ||
+	       !ether_addr_equal_unaligned(now.h_dest, v->h_dest) ||
+	       !ether_addr_equal_unaligned(now.h_source, v->h_source) ||
+	       memcmp(now.encap, v->encap, sizeof(v->encap));
+}
+
 /* The packet, or the flow, is out of the ordinary. Return: what the look-up
  * returns, ERR_PTR(-EAGAIN) to go on as usual
  */
@@ -839,9 +855,9 @@ static noinline void *flowmap_lookup_special(struct flowmap_entry *e,
 	}
 	if (!needs)
 		return ERR_PTR(-EAGAIN);
-	/* resolved by now: to be published anew, with the address */
-	if ((needs & BPF_FLOWMAP_NO_NEIGH) && e->neigh &&
-	    flowmap_neigh_usable(e->neigh))
+	/* resolved by now: to be published anew, with the address or the path */
+	if (((needs & BPF_FLOWMAP_NO_NEIGH) && e->neigh && flowmap_neigh_usable(e->neigh)) ||
+	    (e->watch && flowmap_path_changed(e)))
 		flow_offload_teardown(flowmap_flow_of(e)->flow);
 	return NULL;
 }
@@ -854,10 +870,11 @@ static __always_inline bool flowmap_stale(struct flowmap_entry *e,
 
 	if (flowmap_ct_stale(e, ff->ct))
 		return true;
-	if (tuple->xmit_type == FLOW_OFFLOAD_XMIT_NEIGH &&
-	    !dst_check(tuple->dst_cache, tuple->dst_cookie))
+	if (tuple->dst_cache && !dst_check(tuple->dst_cache, tuple->dst_cookie))
 		return true;
-	return e->neigh && unlikely(flowmap_neigh_moved(e));
+	if (e->neigh && unlikely(flowmap_neigh_moved(e)))
+		return true;
+	return unlikely(e->watch) && flowmap_path_changed(e);
 }
 
 static void *flowmap_lookup_elem(struct bpf_map *map, void *key)

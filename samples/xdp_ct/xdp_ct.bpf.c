@@ -11,6 +11,7 @@
 /* Set by the loader, and right as they are without one (ip link, xdp-loader) */
 const volatile __u64 own_mac;	 /* device's address, bytes as in a frame; 0: any */
 const volatile __u64 bridge_mac; /* that of the bridge that it is a port of, or own */
+const volatile __u32 ingress;	 /* device's number: a bond's frames come in by others; 0: theirs */
 const volatile bool skb_mode;	 /* generic XDP: egress need not transmit XDP frames */
 const volatile bool counters;	 /* count what is forwarded, too */
 
@@ -87,6 +88,8 @@ int xdp_ct(struct xdp_md *ctx)
 	if (reason)
 		return pass(ctx, reason);
 
+	if (ingress)
+		key.ifindex = ingress;
 	if (skb_mode)
 		key.flags = BPF_FLOWMAP_KEY_SKB;
 

@@ -338,6 +338,7 @@ static int device_load(struct device *d, int *flowmap_fd, __u64 map_extra)
 		link_get(master, &bridge, &none);
 	skel->rodata->own_mac = own;
 	skel->rodata->bridge_mac = bridge ? bridge : own;
+	skel->rodata->ingress = d->ifindex;
 	skel->rodata->skb_mode = opt.mode == XDP_FLAGS_SKB_MODE;
 	skel->rodata->counters = map_extra & BPF_FLOWMAP_COUNTERS;
 
