@@ -51,7 +51,7 @@ def test_create():
         break
     else:
         check("create: unknown map flags are refused, each bit", True)
-    fails("create: unknown map_extra is refused", errno.EINVAL, router_map, extra=1 << 1)
+    fails("create: unknown map_extra is refused", errno.EINVAL, router_map, extra=1 << 3)
     fails("create: the highest bit of map_extra is refused", errno.EINVAL, router_map,
           extra=1 << 63)
     fails("create: a device is refused", errno.EINVAL, router_map, ifindex=RC)

@@ -65,7 +65,9 @@
 /* Sixteen million entries: 128 MiB of buckets */
 #define FLOWMAP_MAX_ENTRIES	0x1000000
 #define FLOWMAP_MAP_FLAGS	BPF_F_NUMA_NODE
-#define FLOWMAP_MAP_EXTRA	BPF_FLOWMAP_COUNTERS
+#define FLOWMAP_FAMILIES	(BPF_FLOWMAP_IPV4 | BPF_FLOWMAP_IPV6)
+#define FLOWMAP_DEVICE		((u64)S32_MAX << BPF_FLOWMAP_DEVICE_SHIFT)
+#define FLOWMAP_MAP_EXTRA	(BPF_FLOWMAP_COUNTERS | FLOWMAP_FAMILIES | FLOWMAP_DEVICE)
 #define FLOWMAP_KEY_FLAGS	(BPF_FLOWMAP_KEY_STACK | BPF_FLOWMAP_KEY_SKB)
 
 /* What is matched of a key, as words: device and ports; family, protocol and
@@ -608,6 +610,19 @@ static void flowmap_snoop_teardown(struct nf_flow_snooper *snooper,
 		call_rcu(&ff->rcu, flowmap_free_flow_rcu);
 }
 
+/* Is it for a map of this family and device? */
+static bool flowmap_wants(const struct flowmap *fm, const struct flow_offload *flow)
+{
+	const struct flow_offload_tuple *orig = &flow->tuplehash[FLOW_OFFLOAD_DIR_ORIGINAL].tuple;
+	const struct flow_offload_tuple *reply = &flow->tuplehash[FLOW_OFFLOAD_DIR_REPLY].tuple;
+	u64 family = orig->l3proto == NFPROTO_IPV6 ? BPF_FLOWMAP_IPV6 : BPF_FLOWMAP_IPV4;
+	int ifindex = fm->map.map_extra >> BPF_FLOWMAP_DEVICE_SHIFT;
+
+	if ((fm->map.map_extra & FLOWMAP_FAMILIES) && !(fm->map.map_extra & family))
+		return false;
+	return !ifindex || orig->iifidx == ifindex || reply->iifidx == ifindex;
+}
+
 static void flowmap_snoop_add(struct nf_flow_snooper *snooper, struct flow_offload *flow)
 {
 	struct flowmap *fm = container_of(snooper, struct flowmap, snooper);
@@ -616,6 +631,8 @@ static void flowmap_snoop_add(struct nf_flow_snooper *snooper, struct flow_offlo
 	u32 changes;
 	int err;
 
+	if (!flowmap_wants(fm, flow))
+		return;
 	ff = bpf_modular_map_cache_alloc(&fm->map, flowmap_cache,
 					 GFP_ATOMIC | __GFP_ZERO | __GFP_NOWARN);
 	if (!ff) {
@@ -1046,11 +1063,25 @@ static void flowmap_free(struct bpf_map *map)
 	bpf_map_area_free(fm);
 }
 
+static bool flowmap_has_dev(struct net *net, int ifindex)
+{
+	bool found;
+
+	rcu_read_lock();
+	found = dev_get_by_index_rcu(net, ifindex);
+	rcu_read_unlock();
+	return found;
+}
+
 static struct bpf_map *flowmap_alloc(union bpf_attr *attr)
 {
+	int ifindex = attr->map_extra >> BPF_FLOWMAP_DEVICE_SHIFT;
+	struct net *net = current->nsproxy->net_ns;
 	int node = bpf_map_attr_numa_node(attr);
 	struct flowmap *fm;
 
+	if (ifindex && !flowmap_has_dev(net, ifindex))
+		return ERR_PTR(-ENODEV);
 	fm = bpf_map_area_alloc(sizeof(*fm), node);
 	if (!fm)
 		return ERR_PTR(-ENOMEM);
@@ -1069,7 +1100,7 @@ static struct bpf_map *flowmap_alloc(union bpf_attr *attr)
 	list_add(&fm->list, &flowmaps);
 	mutex_unlock(&flowmaps_mutex);
 	fm->snooper.ops = &flowmap_snoop_ops;
-	nf_flow_snoop_register(&fm->snooper, current->nsproxy->net_ns);
+	nf_flow_snoop_register(&fm->snooper, net);
 	return &fm->map;
 }
 

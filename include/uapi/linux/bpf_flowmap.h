@@ -25,6 +25,12 @@
 
 /* map_extra of BPF_MAP_CREATE */
 #define BPF_FLOWMAP_COUNTERS		1ULL /* count packets and bytes */
+#define BPF_FLOWMAP_IPV4		2ULL /* flows of IPv4 only */
+#define BPF_FLOWMAP_IPV6		4ULL /* flows of IPv6 only; both bits or none: of either */
+/* upper half: number of a device. If not 0, only flows that come in by it in
+ * either direction
+ */
+#define BPF_FLOWMAP_DEVICE_SHIFT	32
 
 /**
  * struct bpf_flowmap_encap - one encapsulation of a frame
