@@ -12,12 +12,14 @@ import threading
 import time
 import traceback
 
-from lib import (COUNTERS, UDP, Lookup, check, end, expect, fails, frame, ipv4, netns, not_ok, on,
-                 parse_key, parse_value, raw_socket, sysctl, tcp_pair, udp, wait_for, with_facts)
-from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, gone, published,
+from lib import (COUNTERS, KEY_SKB, KEY_STACK, NEEDS_STACK, UDP, Fields, Lookup, check, end, expect,
+                 fails, frame, ipv4, make_key, netns, not_ok, on, parse_key, parse_value,
+                 raw_socket, sysctl, udp, wait_for, with_facts)
+from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, published,
                    router_map, value)
 
 IPV4, IPV6 = 2, 4
+NO_XMIT, XFRM = 1 << 9, 1 << 11
 CLIENT_MAC, RC_MAC, RS_MAC, SERVER_MAC = (os.environ[n] for n in
                                           ("CLIENT_MAC", "RC_MAC", "RS_MAC", "SERVER_MAC"))
 wires = [raw_socket("client", "c0"), raw_socket("server", "s0")]
@@ -44,6 +46,45 @@ def test_filters():
         m.close()
     fails("filter: a device that is not there is refused", errno.ENODEV, router_map,
           extra=9999 << 32)
+
+
+def test_flags():
+    """Flows that XDP cannot do say why; programs get them if they ask"""
+    m = router_map()
+    find = Lookup(m)
+
+    def reason(flow):
+        """The reason that user space and an asking program see; a plain look-up must miss"""
+        wait_for(lambda: value(m, flow.key))
+        plain, got, v = find(flow.key), find(with_facts(flow.key, flags=KEY_STACK)), \
+            value(m, flow.key)
+        return (bool(plain), got and parse_value(got).flags & NEEDS_STACK,
+                v and v.flags & NEEDS_STACK)
+
+    on("server", "ethtool -K s0 gro off")
+    flow = UdpFlow()
+    expect("needs the stack: a device that cannot transmit XDP frames", (False, NO_XMIT, NO_XMIT),
+           reason(flow))
+    check("needs the stack: not for a program on socket buffers",
+          find(with_facts(flow.key, flags=KEY_SKB)))
+    on("server", "ethtool -K s0 gro on")
+    check("needs the stack: not any more when the device can",
+          wait_for(lambda: flow.talk() and find(flow.key)))
+
+    on("router", "nft flush chain inet router forward && nft add rule inet router forward "
+       "iifname rc ct state established flow add @ft")
+    on("router", "ip xfrm state add src 203.0.113.1 dst 203.0.113.2 proto esp spi 1 mode tunnel "
+       "enc 'cbc(aes)' 0x00112233445566778899aabbccddeeff auth 'hmac(sha1)' 0x0011223344 && "
+       "ip xfrm policy add src 10.0.1.2 dst 203.0.113.2 dir out tmpl src 203.0.113.1 "
+       "dst 203.0.113.2 proto esp mode tunnel")
+    # what goes out is ESP, which the server does not know; it answers all the same
+    for _ in range(3):
+        open_flow(5000)
+    flow = Fields(key=make_key(RC, UDP, CLIENT, 5000, SERVER, 53))
+    expect("needs the stack: an IPsec policy", (False, XFRM, XFRM), reason(flow))
+    on("router", "ip xfrm policy flush && ip xfrm state flush && nft flush chain inet router "
+       "forward && nft add rule inet router forward ct state established flow add @ft && "
+       "conntrack -F 2>/dev/null")
 
 
 def test_cpus():
@@ -220,7 +261,7 @@ def test_mix():
     on("router", "xdp_ct detach")
 
 
-for test in (test_filters, test_cpus, test_off, test_zones, test_many, test_events, test_mix):
+for test in (test_filters, test_flags, test_cpus, test_off, test_zones, test_many, test_events, test_mix):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError):
