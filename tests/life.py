@@ -193,6 +193,12 @@ class Events:
                        re.findall(r"\[(\w+)\] tcp +6 +(?:\d+ )?([A-Z_]*)", out)]
 
 
+def lingers(line):
+    """Established, and for longer than conntrack leaves an entry after a RST
+    whose number it cannot judge (nf_conntrack_tcp_timeout_unacknowledged)"""
+    return "ESTABLISHED" in line and int(line.split()[2]) > 300
+
+
 def live(name):
     """A connection's whole life. Return: what conntrack said of it"""
     with Events() as events:
@@ -212,7 +218,7 @@ def live(name):
         entry = conntrack("tcp", flow.port)
         on("router", f"conntrack -D -p tcp --orig-port-src {flow.port} 2>/dev/null || true")
         time.sleep(0.3)
-    return events.states, bool(entry and (entry.offload or "ESTABLISHED" in entry.line))
+    return events.states, bool(entry and (entry.offload or lingers(entry.line)))
 
 
 def test_events():
@@ -221,8 +227,10 @@ def test_events():
     rule = on("router", "nft -a list chain inet router forward")
     handle = re.search(r"flow add.*handle (\d+)", rule)[1]
     on("router", f"nft delete rule inet router forward handle {handle}")
-    usual = {name: live(name) for name in ("FIN", "RST", "idle")}
+    usual = {name: live(name) for name in ("FIN", "idle")}
     on("router", "nft add rule inet router forward ct state established flow add @ft")
+    # not by its number, of which conntrack has seen no more than the flowtable let it
+    usual["RST"] = live("RST")
     on("router", "xdp_ct attach rc rs --counters")
     for name, want in usual.items():
         check(f"events: {name}: conntrack says something", len(want[0]) >= 4, want)

@@ -61,7 +61,6 @@ add "netfilter: flowtable: tell snoopers of flows" net/netfilter/nf_flow_table_s
 	Documentation/networking/nf_flowtable_snoop.rst
 patch_in 0002
 patch_in 0005
-patch_in 0006
 add "netfilter: flowmap: the flow table as a BPF map" \
 	net/netfilter/nf_flow_table_bpf_flowmap.c include/uapi/linux/bpf_flowmap.h \
 	Documentation/bpf/map_flowmap.rst
