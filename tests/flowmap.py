@@ -98,7 +98,7 @@ def test_snat():
     check("snat: conntrack's status says offloaded", v.ct_status & IPS_OFFLOAD, hex(v.ct_status))
     expect("snat: reserved fields, encapsulations and the rest of the addresses are zero",
            (0, 0, bytes(2), bytes(2), bytes(24)),
-           (v.reserved, v.reserved2, v.encap0, v.encap1, v.addr[8:]))
+           (v.tcp_wscale, v.reserved2, v.encap0, v.encap1, v.addr[8:]))
     payload = random.randbytes(33)
     old = ipv4(CLIENT, SERVER, UDP, udp(CLIENT, SERVER, flow.port, flow.port, payload))
     new = ipv4(v.saddr, v.daddr, UDP, udp(v.saddr, v.daddr, v.sport, v.dport, payload))

@@ -482,7 +482,7 @@ VALUE = struct.Struct("=II6s6s2sH2sH2sHHH2s2s32sIIIHBBQQII")
 KEY_FIELDS = ("ifindex sport dport family l4proto reserved encap0 id0 encap1 id1 tunnel addr "
               "len tcp_flags flags reserved2").split()
 VALUE_FIELDS = ("flags ifindex h_dest h_source h_proto mtu encap0 id0 encap1 id1 ip_csum_diff "
-                "l4_csum_diff sport dport addr ct_status ct_mark ct_id ct_zone tcp_state reserved "
+                "l4_csum_diff sport dport addr ct_status ct_mark ct_id ct_zone tcp_state tcp_wscale "
                 "packets bytes last_used reserved2").split()
 assert KEY.size == 64 and VALUE.size == 112
 

@@ -304,6 +304,21 @@ static void flowmap_sync_ct(struct bpf_flowmap_value *v, const struct nf_conn *c
 		WRITE_ONCE(v->tcp_state, READ_ONCE(ct->proto.tcp.state));
 }
 
+/* Fixed by the handshake. A connection that conntrack has picked up later may
+ * have any; it is marked as if both sides had offered SACK, but no scaling.
+ */
+static u8 flowmap_tcp_wscale(const struct nf_conn *ct, enum flow_offload_tuple_dir dir)
+{
+	const struct ip_ct_tcp_state *seen = ct->proto.tcp.seen;
+	u8 both = seen[0].flags & seen[1].flags;
+
+	if (nf_ct_protonum(ct) != IPPROTO_TCP)
+		return 0;
+	if (both & IP_CT_TCP_FLAG_WINDOW_SCALE)
+		return seen[dir].td_scale;
+	return both & IP_CT_TCP_FLAG_SACK_PERM ? TCP_MAX_WSCALE : 0;
+}
+
 static __wsum flowmap_csum_diff(const void *old, const void *new, int len)
 {
 	return csum_sub(csum_partial(new, len, 0), csum_partial(old, len, 0));
@@ -482,6 +497,7 @@ static void flowmap_fill_entry(struct flowmap *fm, struct flowmap_flow *ff,
 	v->ct_id = dir == FLOW_OFFLOAD_DIR_REPLY ? ff->entry[!dir].value.ct_id :
 		   ntohl((__force __be32)nf_ct_get_id(ff->ct));
 	v->ct_zone = nf_ct_zone(ff->ct)->id;
+	v->tcp_wscale = flowmap_tcp_wscale(ff->ct, dir);
 	v->last_used = (u32)ktime_get_seconds();
 	flowmap_sync_ct(v, ff->ct);
 	flowmap_fill_nat(v, &k, ff->flow, other);
@@ -1150,7 +1166,7 @@ static const u8 flowmap_value_members[] = {
 	offsetof(struct bpf_flowmap_value, ct_id),
 	offsetof(struct bpf_flowmap_value, ct_zone),
 	offsetof(struct bpf_flowmap_value, tcp_state),
-	offsetof(struct bpf_flowmap_value, reserved),
+	offsetof(struct bpf_flowmap_value, tcp_wscale),
 	offsetof(struct bpf_flowmap_value, packets),
 	offsetof(struct bpf_flowmap_value, bytes),
 	offsetof(struct bpf_flowmap_value, last_used),

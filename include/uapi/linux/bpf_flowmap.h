@@ -141,7 +141,8 @@ enum {
  * @ct_id:        conntrack's id, as conntrack -o id prints it
  * @ct_zone:      conntrack's zone
  * @tcp_state:    TCP_CONNTRACK_* of linux/netfilter/nf_conntrack_tcp.h, else 0
- * @reserved:     zero
+ * @tcp_wscale:   TCP: shift of the window in packets that look this up (RFC
+ *                7323); 14, the most, where conntrack does not know it; else 0
  * @packets:      packets that look-ups from programs returned this value for;
  *                counted in maps with BPF_FLOWMAP_COUNTERS only
  * @bytes:        their @len
@@ -168,7 +169,7 @@ struct bpf_flowmap_value {
 	__u32	ct_id;
 	__u16	ct_zone;
 	__u8	tcp_state;
-	__u8	reserved;
+	__u8	tcp_wscale;
 	__aligned_u64 packets;
 	__aligned_u64 bytes;
 	__u32	last_used;
