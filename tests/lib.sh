@@ -230,6 +230,19 @@ conntracks()
 	on "${1:-router}" conntrack -L 2> /dev/null | wc -l
 }
 
+# redirected DEVICE...: frames that came in by the router's devices and left by
+# XDP redirect, as veth counts them
+redirected()
+{
+	local dev total=0
+
+	for dev; do
+		total=$((total + $(on router ethtool -S "$dev" |
+			awk '/rx_queue_[0-9]+_xdp_redirect/ { n += $2 } END { print n + 0 }')))
+	done
+	echo $total
+}
+
 cleanup()
 {
 	local host

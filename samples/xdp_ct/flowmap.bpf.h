@@ -50,6 +50,8 @@ enum flowmap_reason {
 	FLOWMAP_TCP_CLOSE,	/* FIN or RST, seen by the flow */
 	FLOWMAP_MISS,		/* the flowmap has no value for it */
 	FLOWMAP_HEADROOM,	/* no room to push an encapsulation */
+	FLOWMAP_TCP_WINDOW,	/* not within the connection's windows: tcp_window.bpf.h */
+	FLOWMAP_ABORTED,	/* not the stack's: dropped, half written */
 	FLOWMAP_REASONS
 };
 

@@ -4,9 +4,11 @@
  *
  * A frame is parsed, looked up and rewritten by what the flowmap says. It is
  * sent only if it is, to the byte, what the stack would have sent; any other
- * is passed up untouched, and counted by reason. Helpers: flowmap.bpf.h.
+ * is passed up untouched, and counted by reason. Helpers: flowmap.bpf.h; for
+ * xdp_ct_strict, which is --strict-tcp, tcp_window.bpf.h.
  */
 #include "flowmap.bpf.h"
+#include "tcp_window.bpf.h"
 
 /* Set by the loader, and right as they are without one (ip link, xdp-loader) */
 const volatile __u64 own_mac;	 /* device's address, bytes as in a frame; 0: any */
@@ -42,6 +44,11 @@ struct {
 	__uint(XDP_PASS, 1);
 } _xdp_ct SEC(".xdp_run_config");
 
+struct {
+	__uint(priority, 60);
+	__uint(XDP_PASS, 1);
+} _xdp_ct_strict SEC(".xdp_run_config");
+
 static __always_inline void count(__u32 reason, __u32 bytes)
 {
 	struct xdp_ct_count *c = bpf_map_lookup_elem(&xdp_ct_stats, &reason);
@@ -74,8 +81,7 @@ static __always_inline bool not_host(struct xdp_md *ctx)
 	return dest != own && dest != bridge_mac;
 }
 
-SEC("xdp")
-int xdp_ct(struct xdp_md *ctx)
+static __always_inline int forward(struct xdp_md *ctx, bool strict)
 {
 	struct bpf_flowmap_key key __attribute__((aligned(8)));
 	struct bpf_flowmap_value *value;
@@ -99,16 +105,33 @@ int xdp_ct(struct xdp_md *ctx)
 		return pass(ctx, key.tcp_flags & (FLOWMAP_TCP_FIN | FLOWMAP_TCP_RST) ?
 				 FLOWMAP_TCP_CLOSE : FLOWMAP_MISS);
 
+	if (strict && key.l4proto == IPPROTO_TCP && !tcp_window_ok(ctx, &key, value))
+		return pass(ctx, FLOWMAP_TCP_WINDOW);
+
 	reason = flowmap_rewrite(ctx, &key, value);
 	if (reason == FLOWMAP_HEADROOM)
 		return pass(ctx, reason);
-	if (reason)
-		return XDP_ABORTED; /* cannot be: the frame is as it was parsed */
+	if (reason) { /* cannot be: the frame is as it was parsed */
+		count(FLOWMAP_ABORTED, key.len);
+		return XDP_ABORTED;
+	}
 
 	if (counters)
 		count(FLOWMAP_FORWARDED, key.len);
 
 	return bpf_redirect(value->ifindex, 0);
+}
+
+SEC("xdp")
+int xdp_ct(struct xdp_md *ctx)
+{
+	return forward(ctx, false);
+}
+
+SEC("xdp")
+int xdp_ct_strict(struct xdp_md *ctx)
+{
+	return forward(ctx, true);
 }
 
 char _license[] SEC("license") = "GPL";

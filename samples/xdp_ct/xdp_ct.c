@@ -5,7 +5,8 @@
  * All state is in the kernel: a device has the program, the program holds its
  * maps, and whatever runs later finds them from there. Each device has a
  * program of its own, with its address and mode as constants, and a map of
- * counters; the flowmap is one for all devices of the network namespace.
+ * counters; the flowmap is one for all devices of the network namespace, and so
+ * is what --strict-tcp knows of connections.
  */
 #include <argp.h>
 #include <arpa/inet.h>
@@ -14,58 +15,25 @@
 #include <linux/ethtool.h>
 #include <linux/if_ether.h>
 #include <linux/if_link.h>
-#include <linux/netfilter/nf_conntrack_tcp.h>
 #include <linux/rtnetlink.h>
 #include <linux/sockios.h>
-#include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
-#include <bpf/bpf.h>
-#include <bpf/btf.h>
 #include <bpf/libbpf.h>
-#include <json-c/json.h>
-#include <linux/bpf_flowmap.h>
 
+#include "xdp_ct.h"
 #include "xdp_ct.skel.h"
 
 #define MODULE		"nf_flow_table_bpf_flowmap"
 #define MODULAR_MAPS	"/sys/kernel/bpf/modular_maps"
-#define STATS_MAP	"xdp_ct_stats"
+#define DEFAULT_ENTRIES	65536
 
-struct device {
-	char	name[IF_NAMESIZE];
-	int	ifindex;
-	__u32	mode;		/* XDP_FLAGS_* of the program attached */
-	__u32	prog_id;	/* 0: none */
-	char	prog_name[BPF_OBJ_NAME_LEN];
-	int	prog_fd;	/* -1, and so the maps, if it is not xdp_ct */
-	int	flowmap_fd;
-	int	stats_fd;
-	int	new_fd;		/* what attach has loaded */
-};
-
-struct count {			/* as in xdp_ct.bpf.c */
-	__u64	packets;
-	__u64	bytes;
-};
-
-static struct {
-	const char	*command;
-	char		**names;
-	int		num_names;
-	const char	*pin;
-	__u32		mode;
-	__u32		max_entries;
-	bool		counters;
-	bool		watch;
-	bool		json;
-} opt = { .mode = XDP_FLAGS_DRV_MODE };
+struct options opt = { .mode = XDP_FLAGS_DRV_MODE };
 
 /* libbpf says more than its return values: kept for when it is needed */
 static char libbpf_text[4096], netlink_text[256];
@@ -86,7 +54,7 @@ static int keep_libbpf_text(enum libbpf_print_level level, const char *fmt, va_l
 	return 0;
 }
 
-static int error(const char *fmt, ...)
+int error(const char *fmt, ...)
 {
 	va_list args;
 
@@ -103,7 +71,7 @@ static int error_perm(void)
 	return error("not permitted: run as root");
 }
 
-static int map_info(int fd, struct bpf_map_info *info)
+int map_info(int fd, struct bpf_map_info *info)
 {
 	__u32 len = sizeof(*info);
 
@@ -113,9 +81,9 @@ static int map_info(int fd, struct bpf_map_info *info)
 
 /* Devices and what is on them */
 
-static void device_close(struct device *d)
+void device_close(struct device *d)
 {
-	int *fd[] = { &d->prog_fd, &d->flowmap_fd, &d->stats_fd, &d->new_fd };
+	int *fd[] = { &d->prog_fd, &d->flowmap_fd, &d->stats_fd, &d->windows_fd, &d->new_fd };
 	size_t i;
 
 	for (i = 0; i < sizeof(fd) / sizeof(*fd); i++) {
@@ -125,14 +93,22 @@ static void device_close(struct device *d)
 	}
 }
 
-/* It is xdp_ct if it is called so and has our two maps */
+/* Which of our maps it is; NULL: none */
+static int *device_map(struct device *d, const struct bpf_map_info *info)
+{
+	return info->type == BPF_MAP_TYPE_FLOWMAP ? &d->flowmap_fd :
+	       !strcmp(info->name, "xdp_ct_stats") ? &d->stats_fd :
+	       !strcmp(info->name, "tcp_windows") ? &d->windows_fd : NULL;
+}
+
+/* It is xdp_ct if it is called so and has our maps */
 static int device_open_prog(struct device *d)
 {
 	struct bpf_prog_info info = {};
 	__u32 len = sizeof(info), i;
 	struct bpf_map_info map;
 	__u32 ids[16];
-	int fd;
+	int fd, *to;
 
 	d->prog_fd = bpf_prog_get_fd_by_id(d->prog_id);
 	if (d->prog_fd < 0)
@@ -144,23 +120,17 @@ static int device_open_prog(struct device *d)
 	if (bpf_obj_get_info_by_fd(d->prog_fd, &info, &len))
 		return error("%s: program %u: %s", d->name, d->prog_id, strerror(errno));
 	memcpy(d->prog_name, info.name, sizeof(d->prog_name));
+	d->strict = !strcmp(d->prog_name, "xdp_ct_strict");
 
 	for (i = 0; i < info.nr_map_ids && i < sizeof(ids) / sizeof(*ids); i++) {
 		fd = bpf_map_get_fd_by_id(ids[i]);
-		if (fd >= 0 && !map_info(fd, &map)) {
-			if (map.type == BPF_MAP_TYPE_FLOWMAP && d->flowmap_fd < 0) {
-				d->flowmap_fd = fd;
-				continue;
-			}
-			if (!strcmp(map.name, STATS_MAP) && d->stats_fd < 0) {
-				d->stats_fd = fd;
-				continue;
-			}
-		}
-		if (fd >= 0)
+		to = fd < 0 || map_info(fd, &map) ? NULL : device_map(d, &map);
+		if (to && *to < 0)
+			*to = fd;
+		else if (fd >= 0)
 			close(fd);
 	}
-	if (strcmp(d->prog_name, "xdp_ct") || d->flowmap_fd < 0 || d->stats_fd < 0)
+	if ((strcmp(d->prog_name, "xdp_ct") && !d->strict) || d->flowmap_fd < 0 || d->stats_fd < 0)
 		device_close(d);
 	return 0;
 }
@@ -174,6 +144,7 @@ static int device_open(struct device *d, const char *name)
 	d->prog_fd = -1;
 	d->flowmap_fd = -1;
 	d->stats_fd = -1;
+	d->windows_fd = -1;
 	d->new_fd = -1;
 	snprintf(d->name, sizeof(d->name), "%s", name);
 	d->ifindex = if_nametoindex(name);
@@ -196,7 +167,7 @@ static int device_open(struct device *d, const char *name)
 	return d->prog_id ? device_open_prog(d) : 0;
 }
 
-static void devices_close(struct device *devices, int num)
+void devices_close(struct device *devices, int num)
 {
 	while (num--)
 		device_close(&devices[num]);
@@ -212,8 +183,7 @@ static struct device *devices_alloc(int num)
 	return devices;
 }
 
-/* Those named, or, without names, those that xdp_ct is on */
-static int devices_open(struct device **devices, char **names, int num_names)
+int devices_open(struct device **devices, char **names, int num_names)
 {
 	struct if_nameindex *all, *i;
 	int num = 0;
@@ -253,6 +223,25 @@ static int devices_open(struct device **devices, char **names, int num_names)
 	}
 	if_freenameindex(all);
 	return *devices ? num : -1;
+}
+
+static bool same_map(int a, int b)
+{
+	struct bpf_map_info info_a, info_b;
+
+	return a >= 0 && b >= 0 && !map_info(a, &info_a) && !map_info(b, &info_b) &&
+	       info_a.id == info_b.id;
+}
+
+/* All of a namespace do, unless ip link has loaded some */
+bool device_shares(const struct device *devices, int i)
+{
+	int j;
+
+	for (j = 0; j < i; j++)
+		if (same_map(devices[i].flowmap_fd, devices[j].flowmap_fd))
+			return true;
+	return false;
 }
 
 /* Address of a device, in the first bytes of a word, and of its bridge */
@@ -321,45 +310,71 @@ static int load_error(int err)
 	return error("the kernel does not take the program: %s\n%s", strerror(-err), libbpf_text);
 }
 
-static int device_load(struct device *d, int *flowmap_fd, __u64 map_extra)
+/* What all devices of a network namespace have in common */
+struct shared {
+	int	flowmap_fd;	/* -1: to be made */
+	int	windows_fd;
+	int	old_fd;		/* the flowmap that it takes the place of, or -1 */
+	__u64	map_extra;
+};
+
+static int skel_configure(struct xdp_ct_bpf *skel, const struct device *d,
+			  const struct shared *shared)
 {
-	struct xdp_ct_bpf *skel = xdp_ct_bpf__open();
 	__u64 own, bridge = 0;
-	int master, none, err;
+	int master, none, err = 0;
 
-	if (!skel)
-		return error("xdp_ct.bpf.o: %s\n%s", strerror(errno), libbpf_text);
-
-	if (link_get(d->ifindex, &own, &master) || !own) {
-		err = error("%s: not an Ethernet device", d->name);
-		goto out;
-	}
+	if (link_get(d->ifindex, &own, &master) || !own)
+		return error("%s: not an Ethernet device", d->name);
 	if (master)
 		link_get(master, &bridge, &none);
 	skel->rodata->own_mac = own;
 	skel->rodata->bridge_mac = bridge ? bridge : own;
 	skel->rodata->ingress = d->ifindex;
 	skel->rodata->skb_mode = opt.mode == XDP_FLAGS_SKB_MODE;
-	skel->rodata->counters = map_extra & BPF_FLOWMAP_COUNTERS;
+	skel->rodata->counters = shared->map_extra & BPF_FLOWMAP_COUNTERS;
 
-	bpf_map__set_map_extra(skel->maps.flowmap, map_extra);
+	bpf_program__set_autoload(skel->progs.xdp_ct, !opt.strict);
+	bpf_program__set_autoload(skel->progs.xdp_ct_strict, opt.strict);
+	bpf_map__set_autocreate(skel->maps.tcp_windows, opt.strict);
+	bpf_map__set_map_extra(skel->maps.flowmap, shared->map_extra);
 	if (opt.max_entries)
 		bpf_map__set_max_entries(skel->maps.flowmap, opt.max_entries);
-	err = 0;
-	if (*flowmap_fd >= 0)
-		err = bpf_map__reuse_fd(skel->maps.flowmap, *flowmap_fd);
+	bpf_map__set_max_entries(skel->maps.tcp_windows,
+				 bpf_map__max_entries(skel->maps.flowmap));
+
+	if (shared->flowmap_fd >= 0)
+		err = bpf_map__reuse_fd(skel->maps.flowmap, shared->flowmap_fd);
 	if (!err && d->stats_fd >= 0)
 		err = bpf_map__reuse_fd(skel->maps.xdp_ct_stats, d->stats_fd);
-	if (!err)
-		err = xdp_ct_bpf__load(skel);
+	if (!err && opt.strict && shared->windows_fd >= 0)
+		err = bpf_map__reuse_fd(skel->maps.tcp_windows, shared->windows_fd);
+	return err ? error("%s: its maps cannot be used: %s", d->name, strerror(-err)) : 0;
+}
+
+static int device_load(struct device *d, struct shared *shared)
+{
+	struct xdp_ct_bpf *skel = xdp_ct_bpf__open();
+	int err;
+
+	if (!skel)
+		return error("xdp_ct.bpf.o: %s\n%s", strerror(errno), libbpf_text);
+
+	err = skel_configure(skel, d, shared);
+	if (err)
+		goto out;
+	err = xdp_ct_bpf__load(skel);
 	if (err) {
 		err = load_error(err);
 		goto out;
 	}
 
-	d->new_fd = dup(bpf_program__fd(skel->progs.xdp_ct));
-	if (*flowmap_fd < 0)
-		*flowmap_fd = dup(bpf_map__fd(skel->maps.flowmap));
+	d->new_fd = dup(bpf_program__fd(opt.strict ? skel->progs.xdp_ct_strict :
+						     skel->progs.xdp_ct));
+	if (shared->flowmap_fd < 0)
+		shared->flowmap_fd = dup(bpf_map__fd(skel->maps.flowmap));
+	if (opt.strict && shared->windows_fd < 0)
+		shared->windows_fd = dup(bpf_map__fd(skel->maps.tcp_windows));
 out:
 	xdp_ct_bpf__destroy(skel);
 	return err;
@@ -398,51 +413,92 @@ static int check_attach(const struct device *d)
 	return check_lro(d);
 }
 
-/* The flowmap of this network namespace, if there is one, as it was made */
-static int find_flowmap(__u64 *map_extra)
+/* What packets taught while a device had no program is not all there was */
+static void windows_forget(int fd)
 {
-	struct bpf_map_info info;
-	struct device *devices;
-	int fd = -1;
-	int num = devices_open(&devices, NULL, 0);
+	__u64 key;
 
+	while (!bpf_map_get_next_key(fd, NULL, &key) && !bpf_map_delete_elem(fd, &key))
+		;
+}
+
+static bool is_named(const char *name)
+{
+	int i;
+
+	for (i = 0; i < opt.num_names; i++)
+		if (!strcmp(opt.names[i], name))
+			return true;
+	return false;
+}
+
+/* The maps that there are, as they were made. If all devices that have them are to
+ * get a new program there is nobody to share them with: what is not as it is
+ * wanted now is made anew, and shows the same flows.
+ */
+static int find_shared(struct shared *shared)
+{
+	__u32 max_entries = opt.max_entries ? opt.max_entries : DEFAULT_ENTRIES;
+	bool all_named = true, fits;
+	struct bpf_map_info info;
+	struct device *all;
+	int num, i;
+
+	*shared = (struct shared){ -1, -1, -1 };
+	if (opt.counters || opt.strict) /* windows are known by the count of packets */
+		shared->map_extra = BPF_FLOWMAP_COUNTERS;
+	num = devices_open(&all, NULL, 0);
 	if (num < 0)
-		return -2;
-	*map_extra = opt.counters ? BPF_FLOWMAP_COUNTERS : 0;
-	if (num) {
-		fd = dup(devices[0].flowmap_fd);
-		if (map_info(fd, &info) ||
-		    (opt.max_entries && opt.max_entries != info.max_entries) ||
-		    (opt.counters && !(info.map_extra & BPF_FLOWMAP_COUNTERS))) {
-			error("%s: its flowmap was made with other options: xdp_ct detach first",
-			      devices[0].name);
-			close(fd);
-			fd = -2;
-		}
-		*map_extra = info.map_extra;
+		return -1;
+
+	for (i = 0; i < num; i++)
+		all_named &= is_named(all[i].name);
+	if (!num || map_info(all[0].flowmap_fd, &info))
+		goto out;
+	if (all_named) {
+		fits = info.max_entries == max_entries && info.map_extra == shared->map_extra;
+		if (fits)
+			shared->flowmap_fd = dup(all[0].flowmap_fd);
+		else
+			shared->old_fd = dup(all[0].flowmap_fd);
+		goto out;
 	}
-	devices_close(devices, num);
-	return fd;
+
+	fits = (!opt.max_entries || info.max_entries == max_entries) &&
+	       !(shared->map_extra & ~info.map_extra);
+	if (!fits) {
+		devices_close(all, num);
+		return error("the flowmap was made with other options: attach all devices at once");
+	}
+	shared->map_extra = info.map_extra;
+	shared->flowmap_fd = dup(all[0].flowmap_fd);
+	for (i = 0; i < num && opt.strict && shared->windows_fd < 0; i++)
+		if (all[i].windows_fd >= 0)
+			shared->windows_fd = dup(all[i].windows_fd);
+out:
+	devices_close(all, num);
+	return 0;
 }
 
 /* 1: pinned, 0: was so already */
-static int pin_flowmap(int flowmap_fd, const char *dir, const char *path)
+static int pin_flowmap(const struct shared *shared, const char *dir, const char *path)
 {
-	struct bpf_map_info info, old;
+	bool same, old;
 	int made, fd;
 
 	made = !mkdir(dir, 0700);
-	if (!bpf_obj_pin(flowmap_fd, path))
+	if (!bpf_obj_pin(shared->flowmap_fd, path))
 		return 1;
 	if (errno == EEXIST) {
 		fd = bpf_obj_get(path);
-		if (fd >= 0 && !map_info(fd, &old) && !map_info(flowmap_fd, &info) &&
-		    old.id == info.id) {
-			close(fd);
-			return 0;
-		}
+		same = same_map(fd, shared->flowmap_fd);
+		old = same_map(fd, shared->old_fd);
 		if (fd >= 0)
 			close(fd);
+		if (same)
+			return 0;
+		if (old && !unlink(path) && !bpf_obj_pin(shared->flowmap_fd, path))
+			return 1;
 		return error("%s is another map: remove it", path);
 	}
 	error("%s: %s: --pin needs a bpffs; ip netns exec hides it: use nsenter --net=",
@@ -454,24 +510,23 @@ static int pin_flowmap(int flowmap_fd, const char *dir, const char *path)
 
 static int attach(void)
 {
-	int flowmap_fd, num, i, err = -1, pinned = 0;
+	int num, i, err = -1, pinned = 0;
 	char path[PATH_MAX];
 	struct device *devices;
-	__u64 map_extra;
+	struct shared shared;
 
 	num = devices_open(&devices, opt.names, opt.num_names);
 	if (num < 0)
 		return -1;
-	flowmap_fd = find_flowmap(&map_extra);
-	if (flowmap_fd == -2)
+	if (find_shared(&shared))
 		goto out;
 
 	for (i = 0; i < num; i++)
-		if (check_attach(&devices[i]) || device_load(&devices[i], &flowmap_fd, map_extra))
+		if (check_attach(&devices[i]) || device_load(&devices[i], &shared))
 			goto out;
 	if (opt.pin) {
 		snprintf(path, sizeof(path), "%s/flowmap", opt.pin);
-		pinned = pin_flowmap(flowmap_fd, opt.pin, path);
+		pinned = pin_flowmap(&shared, opt.pin, path);
 		if (pinned < 0)
 			goto out;
 	}
@@ -489,10 +544,16 @@ static int attach(void)
 			unlink(path);
 			rmdir(opt.pin);
 		}
+	} else if (opt.strict) {
+		windows_forget(shared.windows_fd);
 	}
 out:
-	if (flowmap_fd >= 0)
-		close(flowmap_fd);
+	if (shared.flowmap_fd >= 0)
+		close(shared.flowmap_fd);
+	if (shared.windows_fd >= 0)
+		close(shared.windows_fd);
+	if (shared.old_fd >= 0)
+		close(shared.old_fd);
 	devices_close(devices, num);
 	return err;
 }
@@ -532,7 +593,7 @@ static int detach(void)
 
 /* Show */
 
-static void print_json(json_object *json)
+void print_json(json_object *json)
 {
 	puts(json_object_to_json_string_ext(json, JSON_C_TO_STRING_NOSLASHESCAPE |
 					    (opt.watch ? 0 : JSON_C_TO_STRING_PRETTY)));
@@ -540,25 +601,50 @@ static void print_json(json_object *json)
 	json_object_put(json);
 }
 
-static void add_string(json_object *json, const char *name, const char *value)
+void add_string(json_object *json, const char *name, const char *value)
 {
 	json_object_object_add(json, name, json_object_new_string(value));
 }
 
-static void add_number(json_object *json, const char *name, __u64 value)
+void add_number(json_object *json, const char *name, __u64 value)
 {
 	json_object_object_add(json, name, json_object_new_int64(value));
 }
 
-static void add_bool(json_object *json, const char *name, bool value)
+void add_bool(json_object *json, const char *name, bool value)
 {
 	json_object_object_add(json, name, json_object_new_boolean(value));
 }
 
-static const char *mode_name(__u32 mode)
+const char *mode_name(__u32 mode)
 {
 	return mode == XDP_FLAGS_SKB_MODE ? "skb" :
 	       mode == XDP_FLAGS_DRV_MODE ? "native" : "offload";
+}
+
+/* What leaves by @d and must go through the stack, and why */
+static json_object *device_stack(const struct device *d)
+{
+	struct entry *entries;
+	int num = entries_get(d->flowmap_fd, &entries);
+	json_object *json = num < 0 ? NULL : entries_stack(entries, num, d->ifindex);
+
+	free(entries);
+	return json;
+}
+
+static void status_print(const struct device *d, const struct bpf_map_info *info,
+			 json_object *stack)
+{
+	printf("%s: mode %s%s, program %u, flowmap %u (max_entries %u%s)\n",
+	       d->name, mode_name(d->mode), d->strict ? " strict-tcp" : "", d->prog_id,
+	       info->id, info->max_entries,
+	       info->map_extra & BPF_FLOWMAP_COUNTERS ? ", counters" : "");
+	if (!stack)
+		return;
+	json_object_object_foreach(stack, reason, count)
+		printf("%s: to it by the stack: %s flows, needs_stack=%s\n", d->name,
+		       json_object_get_string(count), reason);
 }
 
 static int status(void)
@@ -576,7 +662,7 @@ static int status(void)
 	if (!opt.json)
 		printf("module %s: %sloaded\n", MODULE, loaded ? "" : "not ");
 	for (i = 0; i < num; i++) {
-		json_object *one = json_object_new_object();
+		json_object *one = json_object_new_object(), *stack;
 		struct device *d = &devices[i];
 
 		add_string(one, "dev", d->name);
@@ -587,15 +673,17 @@ static int status(void)
 				printf("%s: xdp_ct is not attached\n", d->name);
 			continue;
 		}
+		stack = device_stack(d);
+		if (!opt.json)
+			status_print(d, &info, stack);
 		add_string(one, "mode", mode_name(d->mode));
 		add_number(one, "prog_id", d->prog_id);
 		add_number(one, "flowmap_id", info.id);
 		add_number(one, "max_entries", info.max_entries);
 		add_bool(one, "counters", info.map_extra & BPF_FLOWMAP_COUNTERS);
-		if (!opt.json)
-			printf("%s: mode %s, program %u, flowmap %u (max_entries %u%s)\n",
-			       d->name, mode_name(d->mode), d->prog_id, info.id, info.max_entries,
-			       info.map_extra & BPF_FLOWMAP_COUNTERS ? ", counters" : "");
+		add_bool(one, "strict_tcp", d->strict);
+		json_object_object_add(one, "needs_stack",
+				       stack ? stack : json_object_new_object());
 	}
 	devices_close(devices, num);
 	add_string(json, "module", MODULE);
@@ -608,394 +696,187 @@ static int status(void)
 	return 0;
 }
 
-/* Names of the reasons, from the BTF of the very map that is shown */
-static const char *reason_name(const struct btf *btf, __u32 reason, char *name, size_t size)
-{
-	static const char prefix[] = "FLOWMAP_";
-	const struct btf_type *type;
-	int id = btf ? btf__find_by_name_kind(btf, "flowmap_reason", BTF_KIND_ENUM) : -1;
-	const char *s = NULL;
-	char *c;
-
-	type = id < 0 ? NULL : btf__type_by_id(btf, id);
-	if (type && reason < btf_vlen(type))
-		s = btf__name_by_offset(btf, btf_enum(type)[reason].name_off);
-	if (!s || strncmp(s, prefix, strlen(prefix)))
-		snprintf(name, size, "reason_%u", reason);
-	else
-		snprintf(name, size, "%s", s + strlen(prefix));
-	for (c = name; *c; c++)
-		if (*c >= 'A' && *c <= 'Z')
-			*c += 'a' - 'A';
-	return name;
-}
-
-/* {"forwarded": {"packets": ..., "bytes": ...}, "miss": ...}: those not 0 */
-static json_object *device_stats(const struct device *d)
-{
-	int cpus = libbpf_num_possible_cpus(), cpu;
-	json_object *json = json_object_new_object();
-	struct bpf_map_info info;
-	struct count *counts;
-	struct btf *btf;
-	char name[64];
-	__u32 reason;
-
-	if (cpus < 0 || map_info(d->stats_fd, &info) || info.value_size != sizeof(*counts))
-		return json;
-	counts = calloc(cpus, sizeof(*counts));
-	btf = btf__load_from_kernel_by_id(info.btf_id);
-	for (reason = 0; counts && reason < info.max_entries; reason++) {
-		json_object *one;
-
-		if (bpf_map_lookup_elem(d->stats_fd, &reason, counts))
-			break;
-		for (cpu = 1; cpu < cpus; cpu++) {
-			counts[0].packets += counts[cpu].packets;
-			counts[0].bytes += counts[cpu].bytes;
-		}
-		if (!counts[0].packets)
-			continue;
-		one = json_object_new_object();
-		add_number(one, "packets", counts[0].packets);
-		add_number(one, "bytes", counts[0].bytes);
-		json_object_object_add(json, reason_name(btf, reason, name, sizeof(name)), one);
-	}
-	btf__free(btf);
-	free(counts);
-	return json;
-}
-
-static json_object *stats_get(void)
-{
-	struct device *devices;
-	json_object *json;
-	int num, i;
-
-	num = devices_open(&devices, opt.names, opt.num_names);
-	if (num < 0)
-		return NULL;
-	json = json_object_new_object();
-	for (i = 0; i < num; i++) {
-		if (devices[i].prog_fd < 0) {
-			error("%s: xdp_ct is not attached: see xdp_ct status", devices[i].name);
-			json_object_put(json);
-			json = NULL;
-			break;
-		}
-		json_object_object_add(json, devices[i].name, device_stats(&devices[i]));
-	}
-	devices_close(devices, num);
-	return json;
-}
-
-static __u64 member(json_object *json, const char *a, const char *b, const char *c)
-{
-	const char *const path[] = { a, b, c };
-	int i;
-
-	for (i = 0; i < 3; i++)
-		if (!json_object_object_get_ex(json, path[i], &json))
-			return 0;
-	return json_object_get_int64(json);
-}
-
-/* Totals, or with what was before, a second's */
-static void stats_print(json_object *now, json_object *before)
-{
-	json_object_object_foreach(now, dev, reasons) {
-		__u64 packets = member(now, dev, "forwarded", "packets");
-		__u64 bytes = member(now, dev, "forwarded", "bytes");
-
-		packets -= member(before, dev, "forwarded", "packets");
-		bytes -= member(before, dev, "forwarded", "bytes");
-		printf("%s:", dev);
-		if (before)
-			printf(" forwarded %llu packets/s %llu bit/s", packets, bytes * 8);
-		else if (packets)
-			printf(" forwarded %llu packets %llu bytes", packets, bytes);
-		printf("%s", before ? " passed/s" : " passed");
-		json_object_object_foreach(reasons, reason, unused) {
-			(void)unused;
-			packets = member(now, dev, reason, "packets") -
-				  member(before, dev, reason, "packets");
-			if (packets && strcmp(reason, "forwarded"))
-				printf(" %s %llu", reason, packets);
-		}
-		putchar('\n');
-	}
-	fflush(stdout);
-}
-
-static int stats(void)
-{
-	json_object *before = NULL, *now = stats_get();
-
-	while (now) {
-		if (opt.json)
-			print_json(json_object_get(now));
-		else if (!opt.watch || before)
-			stats_print(now, before);
-		json_object_put(before);
-		before = now;
-		if (!opt.watch)
-			break;
-		sleep(1);
-		now = stats_get();
-	}
-	json_object_put(before);
-	return now ? 0 : -1;
-}
-
-/* Flows */
-
-static const char *const tcp_states[] = {
-	[TCP_CONNTRACK_NONE]		= "NONE",
-	[TCP_CONNTRACK_SYN_SENT]	= "SYN_SENT",
-	[TCP_CONNTRACK_SYN_RECV]	= "SYN_RECV",
-	[TCP_CONNTRACK_ESTABLISHED]	= "ESTABLISHED",
-	[TCP_CONNTRACK_FIN_WAIT]	= "FIN_WAIT",
-	[TCP_CONNTRACK_CLOSE_WAIT]	= "CLOSE_WAIT",
-	[TCP_CONNTRACK_LAST_ACK]	= "LAST_ACK",
-	[TCP_CONNTRACK_TIME_WAIT]	= "TIME_WAIT",
-	[TCP_CONNTRACK_CLOSE]		= "CLOSE",
-	[TCP_CONNTRACK_SYN_SENT2]	= "SYN_SENT2",
-};
-
-static const struct {
-	__u32		flag;
-	const char	*name;
-} stack_flags[] = {
-	{ BPF_FLOWMAP_NO_NEIGH,	"no_neigh" },
-	{ BPF_FLOWMAP_NO_XMIT,	"no_xmit" },
-	{ BPF_FLOWMAP_NO_ETHER,	"no_ether" },
-	{ BPF_FLOWMAP_XFRM,	"xfrm" },
-	{ BPF_FLOWMAP_TUNNEL,	"tunnel" },
-};
-
-static void add_device(json_object *json, __u32 ifindex)
-{
-	char name[IF_NAMESIZE];
-
-	add_string(json, "dev", if_indextoname(ifindex, name) ? name : "");
-	add_number(json, "ifindex", ifindex);
-}
-
-static void add_tuple(json_object *json, __u8 family, const union bpf_flowmap_addrs *addr,
-		      __be16 sport, __be16 dport, const struct bpf_flowmap_encap *encap)
-{
-	json_object *list = json_object_new_array();
-	char text[INET6_ADDRSTRLEN];
-	int i;
-
-	add_string(json, "src", inet_ntop(family, family == AF_INET ? (void *)&addr->v4.saddr :
-					  (void *)addr->v6.saddr, text, sizeof(text)));
-	add_string(json, "dst", inet_ntop(family, family == AF_INET ? (void *)&addr->v4.daddr :
-					  (void *)addr->v6.daddr, text, sizeof(text)));
-	add_number(json, "sport", ntohs(sport));
-	add_number(json, "dport", ntohs(dport));
-	for (i = 0; i < BPF_FLOWMAP_ENCAP_MAX && encap[i].proto; i++) {
-		json_object *one = json_object_new_object();
-
-		add_string(one, "proto", encap[i].proto == htons(ETH_P_PPP_SES) ? "pppoe" :
-			   encap[i].proto == htons(ETH_P_8021AD) ? "802.1ad" : "802.1q");
-		add_number(one, "id", encap[i].id);
-		json_object_array_add(list, one);
-	}
-	json_object_object_add(json, "encap", list);
-}
-
-static void add_mac(json_object *json, const char *name, const __u8 *mac)
-{
-	char text[18];
-
-	snprintf(text, sizeof(text), "%02x:%02x:%02x:%02x:%02x:%02x",
-		 mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
-	add_string(json, name, text);
-}
-
-static json_object *flow_json(const struct bpf_flowmap_key *key,
-			      const struct bpf_flowmap_value *value, bool counters)
-{
-	json_object *in = json_object_new_object(), *out = json_object_new_object();
-	json_object *flow = json_object_new_object();
-	json_object *why = json_object_new_array();
-	char number[16];
-	struct timespec now;
-	size_t i;
-
-	snprintf(number, sizeof(number), "%u", key->l4proto);
-	add_string(flow, "protocol", key->l4proto == IPPROTO_TCP ? "tcp" :
-		   key->l4proto == IPPROTO_UDP ? "udp" :
-		   key->l4proto == IPPROTO_GRE ? "gre" : number);
-	add_string(flow, "direction", value->flags & BPF_FLOWMAP_REPLY ? "reply" : "original");
-	if (key->l4proto == IPPROTO_TCP &&
-	    value->tcp_state < sizeof(tcp_states) / sizeof(*tcp_states))
-		add_string(flow, "state", tcp_states[value->tcp_state]);
-
-	add_device(in, key->ifindex);
-	add_tuple(in, key->family, &key->addr, key->sport, key->dport, key->encap);
-	json_object_object_add(flow, "ingress", in);
-
-	add_device(out, value->ifindex);
-	add_tuple(out, key->family, &value->addr, value->sport, value->dport, value->encap);
-	add_mac(out, "lladdr", value->h_dest);
-	add_mac(out, "source_lladdr", value->h_source);
-	add_number(out, "mtu", value->mtu);
-	json_object_object_add(flow, "egress", out);
-
-	add_bool(flow, "snat", value->flags & BPF_FLOWMAP_SNAT);
-	add_bool(flow, "dnat", value->flags & BPF_FLOWMAP_DNAT);
-	if (counters) {
-		add_number(flow, "packets", value->packets);
-		add_number(flow, "bytes", value->bytes);
-	}
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	if (value->last_used)
-		add_number(flow, "idle", now.tv_sec > value->last_used ?
-			   now.tv_sec - value->last_used : 0);
-	add_number(flow, "status", value->ct_status);
-	add_number(flow, "mark", value->ct_mark);
-	add_number(flow, "zone", value->ct_zone);
-	add_number(flow, "id", value->ct_id);
-	for (i = 0; i < sizeof(stack_flags) / sizeof(*stack_flags); i++)
-		if (value->flags & stack_flags[i].flag)
-			json_object_array_add(why, json_object_new_string(stack_flags[i].name));
-	json_object_object_add(flow, "needs_stack", why);
-	return flow;
-}
-
-static const char *text_of(json_object *json, const char *name)
-{
-	return json_object_object_get_ex(json, name, &json) ? json_object_get_string(json) : NULL;
-}
-
-static void print_tuple(json_object *flow, const char *side, const char *dev)
-{
-	json_object *json, *list;
-	size_t i;
-
-	json_object_object_get_ex(flow, side, &json);
-	printf(" %s=%s", dev, text_of(json, "dev"));
-	json_object_object_get_ex(json, "encap", &list);
-	for (i = 0; i < json_object_array_length(list); i++)
-		printf(" %s=%s", text_of(json_object_array_get_idx(list, i), "proto"),
-		       text_of(json_object_array_get_idx(list, i), "id"));
-	printf(" src=%s dst=%s sport=%s dport=%s", text_of(json, "src"), text_of(json, "dst"),
-	       text_of(json, "sport"), text_of(json, "dport"));
-}
-
-/* As conntrack -L has it, one direction a line */
-static void flow_print(json_object *flow)
-{
-	static const char *const fields[] = { "packets", "bytes", "idle", "mark", "zone", "id" };
-	json_object *why;
-	size_t i;
-
-	printf("%s", text_of(flow, "protocol"));
-	if (text_of(flow, "state"))
-		printf(" %s", text_of(flow, "state"));
-	printf(" %s", text_of(flow, "direction"));
-	print_tuple(flow, "ingress", "iif");
-	print_tuple(flow, "egress", "oif");
-	if (!strcmp(text_of(flow, "snat"), "true"))
-		printf(" [SNAT]");
-	if (!strcmp(text_of(flow, "dnat"), "true"))
-		printf(" [DNAT]");
-	for (i = 0; i < sizeof(fields) / sizeof(*fields); i++)
-		if (text_of(flow, fields[i]))
-			printf(" %s=%s", fields[i], text_of(flow, fields[i]));
-	json_object_object_get_ex(flow, "needs_stack", &why);
-	for (i = 0; i < json_object_array_length(why); i++)
-		printf(" needs_stack=%s",
-		       json_object_get_string(json_object_array_get_idx(why, i)));
-	putchar('\n');
-}
-
-/* All devices of a namespace share one flowmap, unless ip link has loaded some */
-static bool seen(const struct device *devices, int num, __u32 id)
-{
-	struct bpf_map_info info;
-
-	while (num--)
-		if (!map_info(devices[num].flowmap_fd, &info) && info.id == id)
-			return true;
-	return false;
-}
-
-static int flows(void)
-{
-	struct bpf_flowmap_value value;
-	json_object *list = json_object_new_array();
-	struct bpf_flowmap_key key;
-	struct bpf_map_info info;
-	struct device *devices;
-	int num, i;
-
-	num = devices_open(&devices, NULL, 0);
-	if (num < 0)
-		return -1;
-	if (!num)
-		error("xdp_ct is on no device of this network namespace: xdp_ct attach DEV");
-	for (i = 0; i < num; i++) {
-		void *prev = NULL;
-		json_object *flow;
-
-		if (map_info(devices[i].flowmap_fd, &info) || seen(devices, i, info.id))
-			continue;
-		for (; !bpf_map_get_next_key(devices[i].flowmap_fd, prev, &key); prev = &key) {
-			if (bpf_map_lookup_elem(devices[i].flowmap_fd, &key, &value))
-				continue; /* ended meanwhile */
-			flow = flow_json(&key, &value, info.map_extra & BPF_FLOWMAP_COUNTERS);
-			if (opt.json) {
-				json_object_array_add(list, flow);
-			} else {
-				flow_print(flow);
-				json_object_put(flow);
-			}
-		}
-	}
-	devices_close(devices, num);
-	if (opt.json)
-		print_json(list);
-	else
-		json_object_put(list);
-	return num ? 0 : -1;
-}
-
 /* Command line */
 
-static const struct command {
-	const char	*name;
-	int		(*run)(void);
-	const char	*options;
-	bool		devices;
-} commands[] = {
-	{ "attach",	attach,	"mcpn",	true },
-	{ "detach",	detach,	"p",	true },
-	{ "status",	status,	"j",	true },
-	{ "stats",	stats,	"jw",	true },
-	{ "flows",	flows,	"j",	false },
-};
+enum { OPT_SPORT = 256, OPT_DPORT, OPT_NEEDS_STACK };
 
-static const struct argp_option options[] = {
-	{ "mode",	'm', "native|skb", 0, "attach: in the driver (default), or generic", 0 },
-	{ "counters",	'c', NULL, 0, "attach: count what is forwarded, by device and flow", 0 },
-	{ "max-entries", 'n', "N", 0, "attach: size of the flowmap, two a connection (65536)", 0 },
-	{ "pin",	'p', "DIR", 0, "attach, detach: keep the flowmap at DIR/flowmap, too", 0 },
-	{ "watch",	'w', NULL, 0, "stats: show rates, each second", 0 },
-	{ "json",	'j', NULL, 0, "status, stats, flows: print JSON", 0 },
+#define OPTION_JSON	{ "json", 'j', NULL, 0, "Print JSON", 0 }
+#define OPTION_WATCH(text) { "watch", 'w', NULL, 0, text, 0 }
+#define OPTION_PIN	{ "pin", 'P', "DIR", 0, "Keep the flowmap at DIR/flowmap, too", 0 }
+static const struct argp_option attach_options[] = {
+	{ "mode",	'M', "native|skb", 0, "In the driver (default), or generic XDP", 0 },
+	{ "counters",	'c', NULL, 0, "Count what is forwarded, by device and flow", 0 },
+	{ "strict-tcp",	't', NULL, 0, "TCP outside its windows goes to the stack", 0 },
+	{ "max-entries", 'n', "N", 0, "Size of the flowmap, two a connection (65536)", 0 },
+	OPTION_PIN,
 	{}
 };
 
-static error_t parse_opt(int key, char *arg, struct argp_state *state)
+static const struct argp_option detach_options[] = {
+	OPTION_PIN,
+	{}
+};
+
+static const struct argp_option json_options[] = {
+	OPTION_JSON,
+	{}
+};
+
+static const struct argp_option stats_options[] = {
+	OPTION_WATCH("Rates, each second"),
+	OPTION_JSON,
+	{}
+};
+
+static const struct argp_option filter_options[] = {
+	{ "proto", 'p', "PROTO", 0, "tcp, udp, gre or a number", 1 },
+	{ "src", 's', "ADDR[/LEN]", 0, "Source of the original direction", 1 },
+	{ "dst", 'd', "ADDR[/LEN]", 0, "Destination of the original direction", 1 },
+	{ "sport", OPT_SPORT, "PORT", 0, "Source port of the original direction", 1 },
+	{ "dport", OPT_DPORT, "PORT", 0, "Destination port of the original direction", 1 },
+	{ "family", 'f', "ipv4|ipv6", 0, "Family of addresses", 1 },
+	{ "dev", 'i', "DEV", 0, "In or out by DEV", 1 },
+	{ "mark", 'm', "MARK", 0, "Conntrack's mark", 1 },
+	{ "zone", 'z', "ZONE", 0, "Conntrack's zone", 1 },
+	{ "needs-stack", OPT_NEEDS_STACK, NULL, 0, "Only what is not on XDP", 1 },
+	{}
+};
+
+static const struct argp_option flows_options[] = {
+	OPTION_WATCH("Again each second"),
+	OPTION_JSON,
+	{}
+};
+
+static const struct command {
+	const char			*name;
+	int				(*run)(void);
+	const struct argp_option	*options;
+	const char			*args;
+	const char			*doc;
+	bool				filter;
+} commands[] = {
+	{ "attach", attach, attach_options, "DEV...",
+	  "Put xdp_ct on all of the devices, or on none.\v"
+	  "Examples:\n"
+	  "  xdp_ct attach eth0 eth1\n"
+	  "  xdp_ct attach --counters --strict-tcp eth0 eth1\n"
+	  "  xdp_ct attach --mode skb wlan0" },
+	{ "detach", detach, detach_options, "[DEV...]",
+	  "Take xdp_ct off the devices, or off all.\v"
+	  "Examples:\n"
+	  "  xdp_ct detach\n"
+	  "  xdp_ct detach eth0" },
+	{ "status", status, json_options, "[DEV...]",
+	  "Devices that have xdp_ct, with mode and map, and the module.\v"
+	  "Examples:\n"
+	  "  xdp_ct status\n"
+	  "  xdp_ct status --json | jq '.devices[].dev'" },
+	{ "stats", stats, stats_options, "[DEV...]",
+	  "Packets forwarded, passed up by reason, dropped.\v"
+	  "Examples:\n"
+	  "  xdp_ct stats\n"
+	  "  xdp_ct stats --watch eth0" },
+	{ "flows", flows, flows_options, "",
+	  "Flows, one direction a line, and why one is not on XDP.\v"
+	  "Examples:\n"
+	  "  xdp_ct flows\n"
+	  "  xdp_ct flows -p tcp -s 10.0.1.0/24 --dport 443\n"
+	  "  xdp_ct flows --needs-stack --watch", true },
+	{ "monitor", monitor, json_options, "",
+	  "Flows and devices as they come, change and go.\v"
+	  "Examples:\n"
+	  "  xdp_ct monitor -p udp --dport 53\n"
+	  "  xdp_ct monitor --json | jq 'select(.event == \"destroy\")'", true },
+};
+
+static unsigned long parse_number(struct argp_state *state, const char *arg, const char *what,
+				  unsigned long max)
 {
-	static char given[16];
-	size_t i;
+	unsigned long n;
 	char *end;
 
+	errno = 0;
+	n = strtoul(arg, &end, 0);
+	if (errno || *end || !*arg || n > max || *arg == '-')
+		argp_error(state, "--%s: a number up to %lu", what, max);
+	return n;
+}
+
+static __u8 protocol(struct argp_state *state, const char *arg)
+{
+	return !strcmp(arg, "tcp") ? IPPROTO_TCP :
+	       !strcmp(arg, "udp") ? IPPROTO_UDP :
+	       !strcmp(arg, "gre") ? IPPROTO_GRE : parse_number(state, arg, "proto", 255);
+}
+
+static void network(struct argp_state *state, const char *arg, void *addr, __u8 *family, __u8 *len)
+{
+	char text[INET6_ADDRSTRLEN];
+	const char *slash = strchr(arg, '/');
+
+	*family = strchr(arg, ':') ? AF_INET6 : AF_INET;
+	*len = *family == AF_INET6 ? 128 : 32;
+	snprintf(text, sizeof(text), "%.*s", (int)(slash ? slash - arg : (long)strlen(arg)), arg);
+	if (inet_pton(*family, text, addr) != 1)
+		argp_error(state, "%s is not an address", text);
+	if (slash)
+		*len = parse_number(state, slash + 1, "src and --dst: the length", *len);
+}
+
+static error_t parse_filter(int key, char *arg, struct argp_state *state)
+{
+	struct filter *f = &opt.filter;
+
 	switch (key) {
+	case 'p':
+		f->proto = protocol(state, arg);
+		break;
+	case 's':
+		network(state, arg, f->addr.v6.saddr, &f->src_family, &f->src_len);
+		break;
+	case 'd':
+		network(state, arg, f->addr.v6.daddr, &f->dst_family, &f->dst_len);
+		break;
+	case OPT_SPORT:
+		f->sport = parse_number(state, arg, "sport", 65535);
+		break;
+	case OPT_DPORT:
+		f->dport = parse_number(state, arg, "dport", 65535);
+		break;
+	case 'f':
+		f->family = !strcmp(arg, "ipv4") ? AF_INET : !strcmp(arg, "ipv6") ? AF_INET6 : 0;
+		if (!f->family)
+			argp_error(state, "--family is ipv4 or ipv6");
+		break;
+	case 'i':
+		f->ifindex = if_nametoindex(arg);
+		if (!f->ifindex)
+			argp_error(state, "%s: no such device in this network namespace", arg);
+		break;
 	case 'm':
+		f->has_mark = true;
+		f->mark = parse_number(state, arg, "mark", UINT_MAX);
+		break;
+	case 'z':
+		f->has_zone = true;
+		f->zone = parse_number(state, arg, "zone", 65535);
+		break;
+	case OPT_NEEDS_STACK:
+		f->needs_stack = true;
+		break;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+	return 0;
+}
+
+static error_t parse_opt(int key, char *arg, struct argp_state *state)
+{
+	const struct command *command = state->input;
+
+	switch (key) {
+	case 'M':
 		if (!strcmp(arg, "skb"))
 			opt.mode = XDP_FLAGS_SKB_MODE;
 		else if (strcmp(arg, "native"))
@@ -1004,13 +885,15 @@ static error_t parse_opt(int key, char *arg, struct argp_state *state)
 	case 'c':
 		opt.counters = true;
 		break;
-	case 'n':
-		errno = 0;
-		opt.max_entries = strtoul(arg, &end, 0);
-		if (errno || *end || !opt.max_entries || *arg == '-')
-			argp_error(state, "--max-entries takes a number");
+	case 't':
+		opt.strict = true;
 		break;
-	case 'p':
+	case 'n':
+		opt.max_entries = parse_number(state, arg, "max-entries", UINT_MAX);
+		if (!opt.max_entries)
+			argp_error(state, "--max-entries takes more than none");
+		break;
+	case 'P':
 		opt.pin = arg;
 		break;
 	case 'w':
@@ -1020,56 +903,71 @@ static error_t parse_opt(int key, char *arg, struct argp_state *state)
 		opt.json = true;
 		break;
 	case ARGP_KEY_ARGS:
-		opt.command = state->argv[state->next];
-		opt.names = &state->argv[state->next + 1];
-		opt.num_names = state->argc - state->next - 1;
-		return 0;
+		opt.names = &state->argv[state->next];
+		opt.num_names = state->argc - state->next;
+		if (!*command->args)
+			argp_error(state, "%s takes no device", command->name);
+		break;
 	case ARGP_KEY_END:
-		for (i = 0; opt.command && i < sizeof(commands) / sizeof(*commands); i++) {
-			if (strcmp(opt.command, commands[i].name))
-				continue;
-			if (given[strspn(given, commands[i].options)])
-				argp_error(state, "%s has no option -%c", opt.command,
-					   given[strspn(given, commands[i].options)]);
-			if (opt.num_names && !commands[i].devices)
-				argp_error(state, "%s takes no device", opt.command);
-			if (!opt.num_names && commands[i].run == attach)
-				argp_error(state, "attach to which device?");
-			*(const struct command **)state->input = &commands[i];
-			return 0;
-		}
-		argp_error(state, "the command is attach, detach, status, stats or flows");
-		return 0;
+		if (!opt.num_names && command->run == attach)
+			argp_error(state, "attach to which device?");
+		break;
 	default:
 		return ARGP_ERR_UNKNOWN;
 	}
-	if (strlen(given) < sizeof(given) - 1)
-		given[strlen(given)] = key;
 	return 0;
 }
 
-static const char doc[] =
-	"Forward netfilter's offloaded connections in XDP.\v"
-	"Examples:\n"
-	"  xdp_ct attach eth0 eth1 --counters\n"
-	"  xdp_ct stats --watch\n"
-	"  xdp_ct flows\n"
-	"  xdp_ct detach\n"
-	"\n"
-	"All is about the network namespace that xdp_ct runs in. For another:\n"
-	"  nsenter --net=/run/netns/NAME xdp_ct ...\n";
+static int usage(FILE *to)
+{
+	size_t i;
+
+	fputs("Usage: xdp_ct COMMAND [OPTION...] [DEV...]\n"
+	      "Forward netfilter's offloaded connections in XDP.\n\n", to);
+	for (i = 0; i < sizeof(commands) / sizeof(*commands); i++)
+		fprintf(to, "  %-8s %.*s\n", commands[i].name,
+			(int)strcspn(commands[i].doc, "\v"), commands[i].doc);
+	fputs("\nExamples:\n"
+	      "  xdp_ct attach eth0 eth1 --counters\n"
+	      "  xdp_ct stats --watch\n"
+	      "  xdp_ct flows -p tcp --dport 443\n"
+	      "  xdp_ct detach\n"
+	      "\n"
+	      "Options: xdp_ct COMMAND --help\n"
+	      "All is about the network namespace that xdp_ct runs in. For another:\n"
+	      "  nsenter --net=/run/netns/NAME xdp_ct ...\n", to);
+	return to == stdout ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+static const struct command *find_command(const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof(commands) / sizeof(*commands); i++)
+		if (!strcmp(name, commands[i].name))
+			return &commands[i];
+	return NULL;
+}
 
 int main(int argc, char **argv)
 {
-	static const struct argp argp = {
-		.options	= options,
-		.parser		= parse_opt,
-		.args_doc	= "attach DEV...\n{detach|status|stats} [DEV...]\nflows",
-		.doc		= doc,
-	};
-	const struct command *command = NULL;
+	const struct command *command = argc > 1 ? find_command(argv[1]) : NULL;
+	static const struct argp filter = { .options = filter_options, .parser = parse_filter };
+	static const struct argp_child children[] = { { &filter, 0, NULL, 0 }, {} };
+	struct argp argp = { .parser = parse_opt };
+	char name[32];
 
-	argp_parse(&argp, argc, argv, 0, NULL, &command);
+	if (!command)
+		return usage(argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") ||
+					  !strcmp(argv[1], "help")) ? stdout : stderr);
+
+	argp.options = command->options;
+	argp.args_doc = command->args;
+	argp.doc = command->doc;
+	argp.children = command->filter ? children : NULL;
+	snprintf(name, sizeof(name), "xdp_ct %s", command->name);
+	argv[1] = name;
+	argp_parse(&argp, argc - 1, argv + 1, 0, NULL, (void *)command);
 	libbpf_set_print(keep_libbpf_text);
 	return command->run() ? EXIT_FAILURE : EXIT_SUCCESS;
 }

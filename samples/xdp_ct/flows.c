@@ -1,0 +1,534 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * xdp_ct flows and xdp_ct monitor: the flowmap, and how it changes
+ *
+ * monitor compares what it finds with what it found before: a flow that comes
+ * and goes between two looks is not seen.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/if_ether.h>
+#include <linux/netfilter/nf_conntrack_tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <bpf/libbpf.h>
+
+#include "xdp_ct.h"
+
+#define ARRAY_SIZE(a)	(sizeof(a) / sizeof(*(a)))
+#define BATCH		1024	/* entries of one system call */
+
+static const char *const tcp_states[] = {
+	[TCP_CONNTRACK_NONE]		= "NONE",
+	[TCP_CONNTRACK_SYN_SENT]	= "SYN_SENT",
+	[TCP_CONNTRACK_SYN_RECV]	= "SYN_RECV",
+	[TCP_CONNTRACK_ESTABLISHED]	= "ESTABLISHED",
+	[TCP_CONNTRACK_FIN_WAIT]	= "FIN_WAIT",
+	[TCP_CONNTRACK_CLOSE_WAIT]	= "CLOSE_WAIT",
+	[TCP_CONNTRACK_LAST_ACK]	= "LAST_ACK",
+	[TCP_CONNTRACK_TIME_WAIT]	= "TIME_WAIT",
+	[TCP_CONNTRACK_CLOSE]		= "CLOSE",
+	[TCP_CONNTRACK_SYN_SENT2]	= "SYN_SENT2",
+};
+
+static const struct {
+	__u32		flag;
+	const char	*name;
+} stack_flags[] = {
+	{ BPF_FLOWMAP_NO_NEIGH,	"no_neigh" },
+	{ BPF_FLOWMAP_NO_XMIT,	"no_xmit" },
+	{ BPF_FLOWMAP_NO_ETHER,	"no_ether" },
+	{ BPF_FLOWMAP_XFRM,	"xfrm" },
+	{ BPF_FLOWMAP_TUNNEL,	"tunnel" },
+};
+
+/* Entries */
+
+int entries_get(int flowmap_fd, struct entry **entries)
+{
+	struct bpf_flowmap_value *values = calloc(BATCH, sizeof(*values));
+	struct bpf_flowmap_key *keys = calloc(BATCH, sizeof(*keys)), at;
+	struct entry *more;
+	int num = 0, err = 0;
+	__u32 n, i;
+
+	*entries = NULL;
+	while (keys && values && !err) {
+		n = BATCH;
+		err = bpf_map_lookup_batch(flowmap_fd, num ? &at : NULL, &at, keys, values, &n,
+					   NULL);
+		if (err && err != -ENOENT)
+			break;
+		more = realloc(*entries, (num + n + 1) * sizeof(**entries));
+		if (!more)
+			break;
+		*entries = more;
+		for (i = 0; i < n; i++)
+			more[num++] = (struct entry){ keys[i], values[i] };
+		if (!n)
+			break;
+	}
+	free(keys);
+	free(values);
+	if (*entries && (!err || err == -ENOENT))
+		return num;
+	free(*entries);
+	*entries = NULL;
+	return error("flowmap: %s", strerror(err ? -err : ENOMEM));
+}
+
+json_object *entries_stack(const struct entry *entries, int num, __u32 ifindex)
+{
+	json_object *json = NULL;
+	size_t f;
+	int i;
+
+	for (f = 0; f < ARRAY_SIZE(stack_flags); f++) {
+		int count = 0;
+
+		for (i = 0; i < num; i++)
+			count += entries[i].value.ifindex == ifindex &&
+				 entries[i].value.flags & stack_flags[f].flag;
+		if (!count)
+			continue;
+		if (!json)
+			json = json_object_new_object();
+		add_number(json, stack_flags[f].name, count);
+	}
+	return json;
+}
+
+/* As JSON */
+
+static void add_device(json_object *json, __u32 ifindex)
+{
+	char name[IF_NAMESIZE];
+
+	add_string(json, "dev", if_indextoname(ifindex, name) ? name : "");
+	add_number(json, "ifindex", ifindex);
+}
+
+static void add_tuple(json_object *json, __u8 family, const union bpf_flowmap_addrs *addr,
+		      __be16 sport, __be16 dport, const struct bpf_flowmap_encap *encap)
+{
+	json_object *list = json_object_new_array();
+	char text[INET6_ADDRSTRLEN];
+	int i;
+
+	add_string(json, "src", inet_ntop(family, family == AF_INET ? (void *)&addr->v4.saddr :
+					   (void *)addr->v6.saddr, text, sizeof(text)));
+	add_string(json, "dst", inet_ntop(family, family == AF_INET ? (void *)&addr->v4.daddr :
+					   (void *)addr->v6.daddr, text, sizeof(text)));
+	add_number(json, "sport", ntohs(sport));
+	add_number(json, "dport", ntohs(dport));
+	for (i = 0; i < BPF_FLOWMAP_ENCAP_MAX && encap[i].proto; i++) {
+		json_object *one = json_object_new_object();
+
+		add_string(one, "proto", encap[i].proto == htons(ETH_P_PPP_SES) ? "pppoe" :
+			    encap[i].proto == htons(ETH_P_8021AD) ? "802.1ad" : "802.1q");
+		add_number(one, "id", encap[i].id);
+		json_object_array_add(list, one);
+	}
+	json_object_object_add(json, "encap", list);
+}
+
+static void add_mac(json_object *json, const char *name, const __u8 *mac)
+{
+	char text[18];
+
+	snprintf(text, sizeof(text), "%02x:%02x:%02x:%02x:%02x:%02x",
+		 mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
+	add_string(json, name, text);
+}
+
+static json_object *flow_json(const struct entry *e, bool counters)
+{
+	json_object *in = json_object_new_object(), *out = json_object_new_object();
+	json_object *flow = json_object_new_object();
+	json_object *why = json_object_new_array();
+	const struct bpf_flowmap_value *value = &e->value;
+	const struct bpf_flowmap_key *key = &e->key;
+	struct timespec now;
+	char number[16];
+	size_t i;
+
+	snprintf(number, sizeof(number), "%u", key->l4proto);
+	add_string(flow, "protocol", key->l4proto == IPPROTO_TCP ? "tcp" :
+		    key->l4proto == IPPROTO_UDP ? "udp" :
+		    key->l4proto == IPPROTO_GRE ? "gre" : number);
+	add_string(flow, "direction", value->flags & BPF_FLOWMAP_REPLY ? "reply" : "original");
+	if (key->l4proto == IPPROTO_TCP && value->tcp_state < ARRAY_SIZE(tcp_states))
+		add_string(flow, "state", tcp_states[value->tcp_state]);
+
+	add_device(in, key->ifindex);
+	add_tuple(in, key->family, &key->addr, key->sport, key->dport, key->encap);
+	json_object_object_add(flow, "ingress", in);
+
+	add_device(out, value->ifindex);
+	add_tuple(out, key->family, &value->addr, value->sport, value->dport, value->encap);
+	add_mac(out, "lladdr", value->h_dest);
+	add_mac(out, "source_lladdr", value->h_source);
+	add_number(out, "mtu", value->mtu);
+	json_object_object_add(flow, "egress", out);
+
+	add_bool(flow, "snat", value->flags & BPF_FLOWMAP_SNAT);
+	add_bool(flow, "dnat", value->flags & BPF_FLOWMAP_DNAT);
+	if (counters) {
+		add_number(flow, "packets", value->packets);
+		add_number(flow, "bytes", value->bytes);
+	}
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	add_number(flow, "idle", now.tv_sec > value->last_used ?
+		    now.tv_sec - value->last_used : 0);
+	add_number(flow, "status", value->ct_status);
+	add_number(flow, "mark", value->ct_mark);
+	add_number(flow, "zone", value->ct_zone);
+	add_number(flow, "id", value->ct_id);
+	for (i = 0; i < ARRAY_SIZE(stack_flags); i++)
+		if (value->flags & stack_flags[i].flag)
+			json_object_array_add(why, json_object_new_string(stack_flags[i].name));
+	json_object_object_add(flow, "needs_stack", why);
+	return flow;
+}
+
+/* As text: as conntrack -L has it, one direction a line */
+
+static const char *text_of(json_object *json, const char *name)
+{
+	return json_object_object_get_ex(json, name, &json) ? json_object_get_string(json) : NULL;
+}
+
+static void print_tuple(json_object *flow, const char *side, const char *dev)
+{
+	json_object *json, *list;
+	size_t i;
+
+	json_object_object_get_ex(flow, side, &json);
+	printf(" %s=%s", dev, text_of(json, "dev"));
+	json_object_object_get_ex(json, "encap", &list);
+	for (i = 0; i < json_object_array_length(list); i++)
+		printf(" %s=%s", text_of(json_object_array_get_idx(list, i), "proto"),
+		       text_of(json_object_array_get_idx(list, i), "id"));
+	printf(" src=%s dst=%s sport=%s dport=%s", text_of(json, "src"), text_of(json, "dst"),
+	       text_of(json, "sport"), text_of(json, "dport"));
+}
+
+static void flow_print(json_object *flow)
+{
+	static const char *const fields[] = { "packets", "bytes", "idle", "mark", "zone", "id" };
+	json_object *why;
+	size_t i;
+
+	printf("%s", text_of(flow, "protocol"));
+	if (text_of(flow, "state"))
+		printf(" %s", text_of(flow, "state"));
+	printf(" %s", text_of(flow, "direction"));
+	print_tuple(flow, "ingress", "iif");
+	print_tuple(flow, "egress", "oif");
+	if (!strcmp(text_of(flow, "snat"), "true"))
+		printf(" [SNAT]");
+	if (!strcmp(text_of(flow, "dnat"), "true"))
+		printf(" [DNAT]");
+	for (i = 0; i < ARRAY_SIZE(fields); i++)
+		if (text_of(flow, fields[i]))
+			printf(" %s=%s", fields[i], text_of(flow, fields[i]));
+	json_object_object_get_ex(flow, "needs_stack", &why);
+	for (i = 0; i < json_object_array_length(why); i++)
+		printf(" needs_stack=%s",
+		       json_object_get_string(json_object_array_get_idx(why, i)));
+	putchar('\n');
+}
+
+/* Which are shown */
+
+/* The first @len bits are the same */
+static bool same_net(const __be32 *a, const __be32 *b, unsigned int len)
+{
+	unsigned int i;
+
+	for (i = 0; len; i++) {
+		unsigned int bits = len < 32 ? len : 32;
+
+		if ((ntohl(a[i]) ^ ntohl(b[i])) >> (32 - bits))
+			return false;
+		len -= bits;
+	}
+	return true;
+}
+
+static bool flow_matches(const struct entry *e)
+{
+	const union bpf_flowmap_addrs *addr = &e->key.addr;
+	__be16 sport = e->key.sport, dport = e->key.dport;
+	bool reply = e->value.flags & BPF_FLOWMAP_REPLY;
+	const struct filter *f = &opt.filter;
+	const __be32 *src, *dst;
+
+	if (reply) { /* what goes back to the client has its tuple mirrored */
+		addr = &e->value.addr;
+		sport = e->value.dport;
+		dport = e->value.sport;
+	}
+	src = e->key.family == AF_INET ? &addr->v4.saddr : addr->v6.saddr;
+	dst = e->key.family == AF_INET ? &addr->v4.daddr : addr->v6.daddr;
+
+	return (!f->family || f->family == e->key.family) &&
+	       (!f->proto || f->proto == e->key.l4proto) &&
+	       (!f->sport || f->sport == ntohs(sport)) &&
+	       (!f->dport || f->dport == ntohs(dport)) &&
+	       (!f->src_family || (f->src_family == e->key.family &&
+		same_net(f->addr.v6.saddr, reply ? dst : src, f->src_len))) &&
+	       (!f->dst_family || (f->dst_family == e->key.family &&
+		same_net(f->addr.v6.daddr, reply ? src : dst, f->dst_len))) &&
+	       (!f->ifindex || f->ifindex == (int)e->key.ifindex ||
+		f->ifindex == (int)e->value.ifindex) &&
+	       (!f->has_mark || f->mark == e->value.ct_mark) &&
+	       (!f->has_zone || f->zone == e->value.ct_zone) &&
+	       (!f->needs_stack || e->value.flags & BPF_FLOWMAP_NEEDS_STACK);
+}
+
+/* Flows */
+
+static int flowmap_show(int flowmap_fd, json_object *list)
+{
+	struct bpf_map_info info;
+	struct entry *entries;
+	int num, i;
+
+	if (map_info(flowmap_fd, &info))
+		return error("flowmap: %s", strerror(errno));
+	num = entries_get(flowmap_fd, &entries);
+	for (i = 0; i < num; i++) {
+		json_object *flow;
+
+		if (!flow_matches(&entries[i]))
+			continue;
+		flow = flow_json(&entries[i], info.map_extra & BPF_FLOWMAP_COUNTERS);
+		if (opt.json) {
+			json_object_array_add(list, flow);
+		} else {
+			flow_print(flow);
+			json_object_put(flow);
+		}
+	}
+	free(entries);
+	return num < 0 ? -1 : 0;
+}
+
+static int flows_once(void)
+{
+	json_object *list = json_object_new_array();
+	struct device *devices;
+	int num, i, err = 0;
+
+	num = devices_open(&devices, NULL, 0);
+	if (num <= 0)
+		err = num ? -1 :
+		      error("xdp_ct is on no device of this network namespace: xdp_ct attach DEV");
+	for (i = 0; i < num && !err; i++)
+		if (!device_shares(devices, i))
+			err = flowmap_show(devices[i].flowmap_fd, list);
+	if (num >= 0)
+		devices_close(devices, num);
+	if (opt.json && !err)
+		print_json(list);
+	else
+		json_object_put(list);
+	return err;
+}
+
+int flows(void)
+{
+	bool clear = opt.watch && !opt.json && isatty(STDOUT_FILENO);
+	int err;
+
+	do {
+		if (clear)
+			fputs("\033[H\033[2J", stdout);
+		err = flows_once();
+		if (opt.watch && !clear && !opt.json)
+			putchar('\n');
+		fflush(stdout);
+	} while (!err && opt.watch && !sleep(1));
+	return err;
+}
+
+/* Monitor */
+
+/* What is there at one look */
+struct look {
+	struct entry	*entries; /* by key */
+	int		num;
+	struct device	*devices; /* by number; without file descriptors */
+	int		num_devices;
+	bool		counters;
+};
+
+static int cmp_entries(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(struct bpf_flowmap_key));
+}
+
+static int cmp_devices(const void *a, const void *b)
+{
+	return ((const struct device *)a)->ifindex - ((const struct device *)b)->ifindex;
+}
+
+static void look_free(struct look *l)
+{
+	free(l->entries);
+	free(l->devices);
+}
+
+static int look_at(struct look *l)
+{
+	struct bpf_map_info info;
+	struct entry *some, *more;
+	int i, num;
+
+	memset(l, 0, sizeof(*l));
+	l->num_devices = devices_open(&l->devices, NULL, 0);
+	if (l->num_devices < 0)
+		return -1;
+	for (i = 0; i < l->num_devices; i++) {
+		if (device_shares(l->devices, i))
+			continue;
+		num = entries_get(l->devices[i].flowmap_fd, &some);
+		more = num < 0 ? NULL : realloc(l->entries, (l->num + num + 1) * sizeof(*more));
+		if (!more) {
+			free(some);
+			return -1;
+		}
+		memcpy(more + l->num, some, num * sizeof(*some));
+		l->entries = more;
+		l->num += num;
+		free(some);
+		if (!map_info(l->devices[i].flowmap_fd, &info))
+			l->counters = info.map_extra & BPF_FLOWMAP_COUNTERS;
+	}
+	for (i = 0; i < l->num_devices; i++)
+		device_close(&l->devices[i]);
+	if (l->num)
+		qsort(l->entries, l->num, sizeof(*l->entries), cmp_entries);
+	qsort(l->devices, l->num_devices, sizeof(*l->devices), cmp_devices);
+	return 0;
+}
+
+/* [1763708400.123456]	[NEW] ..., as conntrack -E -o timestamp does, or a line of JSON */
+static json_object *event_begin(const char *event)
+{
+	json_object *json = json_object_new_object();
+	struct timespec now;
+	char text[32];
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	snprintf(text, sizeof(text), "%lld.%06ld", (long long)now.tv_sec, now.tv_nsec / 1000);
+	json_object_object_add(json, "time", json_object_new_double_s(strtod(text, NULL), text));
+	add_string(json, "event", event);
+	if (!opt.json)
+		printf("[%s] %9s ", text, event);
+	return json;
+}
+
+static void event_flow(const char *event, const struct entry *e, bool counters)
+{
+	json_object *json, *flow;
+
+	if (!flow_matches(e))
+		return;
+	json = event_begin(event);
+	flow = flow_json(e, counters);
+	if (opt.json) {
+		json_object_object_add(json, "flow", flow);
+		print_json(json);
+		return;
+	}
+	flow_print(flow);
+	json_object_put(flow);
+	json_object_put(json);
+}
+
+static void event_device(const char *event, const struct device *d)
+{
+	json_object *json = event_begin(event);
+
+	if (opt.json) {
+		add_string(json, "dev", d->name);
+		add_string(json, "mode", mode_name(d->mode));
+		add_bool(json, "strict_tcp", d->strict);
+		add_number(json, "prog_id", d->prog_id);
+		print_json(json);
+		return;
+	}
+	printf("%s mode %s%s program %u\n", d->name, mode_name(d->mode),
+	       d->strict ? " strict-tcp" : "", d->prog_id);
+	json_object_put(json);
+}
+
+/* Not what changes with each packet */
+static bool flow_changed(const struct entry *a, const struct entry *b)
+{
+	return a->value.ct_id != b->value.ct_id || a->value.flags != b->value.flags ||
+	       a->value.tcp_state != b->value.tcp_state ||
+	       a->value.ct_mark != b->value.ct_mark ||
+	       memcmp(&a->value.ifindex, &b->value.ifindex,
+		      offsetof(struct bpf_flowmap_value, ct_status) -
+		      offsetof(struct bpf_flowmap_value, ifindex));
+}
+
+static void compare(const struct look *old, const struct look *new)
+{
+	int a = 0, b = 0, cmp;
+
+	while (a < old->num_devices || b < new->num_devices) {
+		cmp = a == old->num_devices ? 1 : b == new->num_devices ? -1 :
+		      cmp_devices(&old->devices[a], &new->devices[b]);
+		if (cmp < 0)
+			event_device("detach", &old->devices[a++]);
+		else if (cmp > 0)
+			event_device("attach", &new->devices[b++]);
+		else if (old->devices[a++].prog_id != new->devices[b++].prog_id)
+			event_device("replace", &new->devices[b - 1]);
+	}
+	for (a = 0, b = 0; a < old->num || b < new->num;) {
+		cmp = a == old->num ? 1 : b == new->num ? -1 :
+		      cmp_entries(&old->entries[a], &new->entries[b]);
+		if (cmp < 0)
+			event_flow("destroy", &old->entries[a++], old->counters);
+		else if (cmp > 0)
+			event_flow("new", &new->entries[b++], new->counters);
+		else if (flow_changed(&old->entries[a++], &new->entries[b++]))
+			event_flow("update", &new->entries[b - 1], new->counters);
+	}
+	fflush(stdout);
+}
+
+int monitor(void)
+{
+	const long shortest = 200000000; /* ns */
+	struct timespec start, end, pause;
+	struct look old, new;
+	long long took;
+
+	opt.watch = true; /* a line each */
+	if (look_at(&old))
+		return -1;
+	for (;;) {
+		clock_gettime(CLOCK_MONOTONIC, &start);
+		if (look_at(&new))
+			return -1;
+		compare(&old, &new);
+		look_free(&old);
+		old = new;
+		clock_gettime(CLOCK_MONOTONIC, &end);
+		/* a tenth of a CPU at most, however large the map is */
+		took = (end.tv_sec - start.tv_sec) * 1000000000LL + end.tv_nsec - start.tv_nsec;
+		took = 9 * took > shortest ? 9 * took : shortest;
+		pause = (struct timespec){ took / 1000000000, took % 1000000000 };
+		nanosleep(&pause, NULL);
+	}
+}
