@@ -206,11 +206,12 @@ matches "stats --watch: rates" '^rc: forwarded [0-9]+ packets/s [0-9]+ bit/s pas
 kill $traffic
 wait $traffic 2> /dev/null
 on router conntrack -D -p udp > /dev/null 2>&1
-sleep 0.5
+wait_until grep -q "destroy udp reply" /tmp/monitor
 on router xdp_ct attach rc rs --counters --strict-tcp
-sleep 0.5
+wait_until grep -q "replace rs" /tmp/monitor
 on router xdp_ct detach
-sleep 0.5
+wait_until grep -q "detach rs" /tmp/monitor
+sleep 0.5 # the other monitor
 # shellcheck disable=SC2086 # two
 kill $monitor
 matches "monitor: a new flow" '^\[[0-9]+\.[0-9]{6}\] +new udp original iif=rc src=10.0.1.2 ' "$(< /tmp/monitor)"
