@@ -39,6 +39,7 @@
 #include <linux/btf.h>
 #include <linux/if_arp.h>
 #include <linux/if_ether.h>
+#include <linux/if_pppox.h>
 #include <linux/if_vlan.h>
 #include <linux/jiffies.h>
 #include <linux/kernel.h>
@@ -429,6 +430,30 @@ flowmap_fill_path(struct bpf_flowmap_value *v, const struct net_device *dev, boo
 	return NULL;
 }
 
+static int flowmap_encap_len(const struct bpf_flowmap_value *v)
+{
+	int i, len = 0;
+
+	for (i = 0; i < BPF_FLOWMAP_ENCAP_MAX; i++) {
+		if (v->encap[i].proto == htons(ETH_P_PPP_SES))
+			len += PPPOE_SES_HLEN;
+		else if (v->encap[i].proto)
+			len += VLAN_HLEN;
+	}
+	return len;
+}
+
+/* XDP redirects no longer frame than one of the MTU with one tag, see
+ * xdp_ok_fwd_dev(); the stack sends longer ones
+ */
+static void flowmap_limit_mtu(struct bpf_flowmap_value *v, const struct net_device *dev)
+{
+	int mtu = (int)READ_ONCE(dev->mtu) + VLAN_HLEN - flowmap_encap_len(v);
+
+	if (mtu < v->mtu)
+		v->mtu = max(mtu, 0);
+}
+
 /* By @dev, and to the neighbour if there is one. Return: watch the path */
 static bool flowmap_fill_way(struct bpf_flowmap_value *v, const struct net_device *dev,
 			     struct neighbour *neigh)
@@ -446,6 +471,7 @@ static bool flowmap_fill_way(struct bpf_flowmap_value *v, const struct net_devic
 		v->flags |= BPF_FLOWMAP_NO_ETHER;
 		return watch;
 	}
+	flowmap_limit_mtu(v, egress);
 	v->ifindex = egress->ifindex;
 	if (egress->type != ARPHRD_ETHER)
 		v->flags |= BPF_FLOWMAP_NO_ETHER;
@@ -505,6 +531,9 @@ static void flowmap_fill_entry(struct flowmap *fm, struct flowmap_flow *ff,
 	switch (tuple->xmit_type) {
 	case FLOW_OFFLOAD_XMIT_NEIGH:
 	case FLOW_OFFLOAD_XMIT_DIRECT:
+		/* IPv6 heeds a learned path MTU when it forwards, IPv4 does not */
+		if (k.family == AF_INET6)
+			v->mtu = min(v->mtu, dst_mtu(tuple->dst_cache));
 		flowmap_fill_route(e, tuple->dst_cache, other);
 		break;
 	case FLOW_OFFLOAD_XMIT_XFRM:

@@ -128,7 +128,8 @@ enum {
  * @h_dest:       Ethernet header to write: destination
  * @h_source:     source
  * @h_proto:      ETH_P_IP or ETH_P_IPV6: the type behind all of @encap
- * @mtu:          largest IP packet in bytes; look-ups from programs check it
+ * @mtu:          largest IP packet in bytes, the route's or what XDP can redirect;
+ *                look-ups from programs check it
  * @encap:        encapsulations to push, outermost first
  * @ip_csum_diff: to add to the complement of the IPv4 header's checksum
  *                (RFC 1624, eqn. 3), in the byte order of the packet; 0: none
