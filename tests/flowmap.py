@@ -9,10 +9,11 @@ import threading
 import time
 import traceback
 
-from lib import (ACK, BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, COUNTERS, DNAT, FIN,
-                 IPS_OFFLOAD, MAP_LOOKUP_BATCH, REPLY, RST, SNAT, TCP, UDP, Lookup, Map, check,
-                 credit, csum, end, expect, fails, ifindex, ipv4, mac, make_key, netns, not_ok, on,
-                 parse_key, parse_value, run, sysctl, tcp, udp, wait_for, with_facts)
+from lib import (ACK, BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, COUNTERS, DNAT, FIN, HOOKS,
+                 IPS_OFFLOAD, KEY_STACK, MAP_LOOKUP_BATCH, NEEDS_STACK, REPLY, RST, SNAT, TCP, UDP,
+                 Lookup, Map, check, credit, csum, end, expect, fails, ifindex, ipv4, mac, make_key,
+                 netns, not_ok, on, parse_key, parse_value, run, sysctl, tcp, udp, wait_for,
+                 with_facts)
 from flows import (CLIENT, INSIDE, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, gone, ports,
                    published, router_map, value)
 
@@ -334,6 +335,32 @@ def test_stale():
     expect("stale: a changed mark is in the next value", 77, got and parse_value(got).ct_mark)
 
 
+def test_hooks():
+    """Chains of the netdev family, which see all packets of a device"""
+    m = router_map(extra=COUNTERS)
+    find = Lookup(m)
+
+    def needs(flow):
+        value = find(with_facts(flow.key, flags=KEY_STACK))
+        return value and parse_value(value).flags & NEEDS_STACK
+
+    for where in ("ingress device rc", "egress device rs"):
+        flow = UdpFlow()
+        check(f"hooks: {where}: a hit before", find(flow.key))
+        on("router", f"nft 'add table netdev t; add chain netdev t c {{ type filter hook {where} "
+           "priority 0; }'")
+        time.sleep(1.1)
+        find(flow.key)
+        expect(f"hooks: {where}: a second later its flow has gone", None, find(flow.key))
+        flow.talk()
+        expect(f"hooks: {where}: it needs the stack", (None, HOOKS), (find(flow.key), needs(flow)))
+        check(f"hooks: {where}: the other direction does not", find(flow.reply))
+        on("router", "nft delete table netdev t")
+        check(f"hooks: {where}: without the chain it is back",
+              wait_for(lambda f=flow: f.talk() and find(f.key)))
+    m.close()
+
+
 def test_removal():
     """While packets and look-ups go on"""
     m = router_map(extra=COUNTERS)
@@ -400,7 +427,8 @@ def test_removal():
 
 
 for test in (test_create, test_announce, test_snat, test_dnat, test_lookup, test_counters,
-             test_life, test_teardown, test_dump, test_limit, test_stale, test_removal):
+             test_life, test_teardown, test_dump, test_limit, test_stale, test_hooks,
+             test_removal):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError):

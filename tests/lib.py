@@ -469,7 +469,7 @@ def calls(m, function, *more):
 
 # The flowmap's key and value
 
-REPLY, SNAT, DNAT, NO_NEIGH = 1, 2, 4, 1 << 8
+REPLY, SNAT, DNAT, NO_NEIGH, HOOKS = 1, 2, 4, 1 << 8, 1 << 13
 NEEDS_STACK = 0xff00
 KEY_STACK, KEY_SKB = 1, 2
 COUNTERS = 1

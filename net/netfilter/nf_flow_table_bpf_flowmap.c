@@ -45,6 +45,7 @@
 #include <linux/kernel.h>
 #include <linux/module.h>
 #include <linux/netdevice.h>
+#include <linux/netfilter.h>
 #include <linux/netfilter/nf_flow_table_snoop.h>
 #include <linux/proc_fs.h>
 #include <linux/random.h>
@@ -498,6 +499,62 @@ static void flowmap_fill_route(struct flowmap_entry *e, const struct dst_entry *
 	e->watch = flowmap_fill_way(v, dst->dev, e->neigh);
 }
 
+/* Has a chain been put before the stack's way in, or behind its way out? The
+ * flowtable's own hook has no type.
+ */
+static bool flowmap_hooks(const struct nf_hook_entries *e)
+{
+	struct nf_hook_ops **ops;
+	int i;
+
+	if (!e)
+		return false;
+	ops = nf_hook_entries_get_hook_ops(e);
+	for (i = 0; i < e->num_hook_entries; i++)
+		if (ops[i]->hook_ops_type != NF_HOOK_OP_UNDEFINED)
+			return true;
+	return false;
+}
+
+static bool flowmap_ingress_hooked(const struct net_device *dev)
+{
+#ifdef CONFIG_NETFILTER_INGRESS
+	return dev && flowmap_hooks(flowmap_deref(dev->nf_hooks_ingress));
+#else
+	return false;
+#endif
+}
+
+static bool flowmap_egress_hooked(const struct net_device *dev)
+{
+#ifdef CONFIG_NETFILTER_EGRESS
+	return dev && flowmap_hooks(flowmap_deref(dev->nf_hooks_egress));
+#else
+	return false;
+#endif
+}
+
+/* The device of the route that packets of this tuple take: a VLAN, PPPoE or a
+ * bridge above the one that frames leave by
+ */
+static const struct net_device *flowmap_route_dev(const struct flow_offload_tuple *tuple)
+{
+	return tuple->dst_cache ? tuple->dst_cache->dev : NULL;
+}
+
+/* Netdev chains see each packet on its way through the stack */
+static bool flowmap_hooked(struct flowmap_flow *ff, enum flow_offload_tuple_dir dir)
+{
+	const struct flow_offload_tuple *tuple = &ff->flow->tuplehash[dir].tuple;
+	const struct flow_offload_tuple *other = &ff->flow->tuplehash[!dir].tuple;
+	struct net *net = nf_ct_net(ff->ct);
+
+	return flowmap_ingress_hooked(dev_get_by_index_rcu(net, tuple->iifidx)) ||
+	       flowmap_ingress_hooked(flowmap_route_dev(other)) ||
+	       flowmap_egress_hooked(flowmap_route_dev(tuple)) ||
+	       flowmap_egress_hooked(dev_get_by_index_rcu(net, ff->entry[dir].value.ifindex));
+}
+
 static void flowmap_fill_entry(struct flowmap *fm, struct flowmap_flow *ff,
 			       enum flow_offload_tuple_dir dir)
 {
@@ -543,6 +600,8 @@ static void flowmap_fill_entry(struct flowmap *fm, struct flowmap_flow *ff,
 		v->flags |= BPF_FLOWMAP_TUNNEL;
 		break;
 	}
+	if (flowmap_hooked(ff, dir))
+		v->flags |= BPF_FLOWMAP_HOOKS;
 }
 
 /* Flows come and go */
@@ -863,6 +922,9 @@ static noinline void flowmap_refresh(struct flowmap_entry *e)
 	 */
 	if (e->neigh)
 		neigh_event_send_probe(e->neigh, NULL, false);
+	/* nobody tells of these: from the next packet on */
+	if (flowmap_hooked(flowmap_flow_of(e), e->dir))
+		flow_offload_teardown(flowmap_flow_of(e)->flow);
 }
 
 static noinline void flowmap_count(struct flowmap_entry *e, u32 packets, u64 bytes)
@@ -917,8 +979,9 @@ static noinline void *flowmap_lookup_special(struct flowmap_entry *e,
 	}
 	if (!needs)
 		return ERR_PTR(-EAGAIN);
-	/* resolved by now: to be published anew, with the address or the path */
+	/* resolved by now, another path, no chain: to be published anew */
 	if (((needs & BPF_FLOWMAP_NO_NEIGH) && e->neigh && flowmap_neigh_usable(e->neigh)) ||
+	    ((needs & BPF_FLOWMAP_HOOKS) && !flowmap_hooked(flowmap_flow_of(e), e->dir)) ||
 	    (e->watch && flowmap_path_changed(e)))
 		flow_offload_teardown(flowmap_flow_of(e)->flow);
 	return NULL;

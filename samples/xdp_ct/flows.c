@@ -44,6 +44,7 @@ static const struct {
 	{ BPF_FLOWMAP_NO_ETHER,	"no_ether" },
 	{ BPF_FLOWMAP_XFRM,	"xfrm" },
 	{ BPF_FLOWMAP_TUNNEL,	"tunnel" },
+	{ BPF_FLOWMAP_HOOKS,	"hooks" },
 };
 
 /* Entries */

@@ -117,6 +117,7 @@ enum {
 	BPF_FLOWMAP_NO_ETHER	= 1 << 10, /* egress is not an Ethernet device */
 	BPF_FLOWMAP_XFRM	= 1 << 11, /* an IPsec policy applies */
 	BPF_FLOWMAP_TUNNEL	= 1 << 12, /* a tunnel or tc path */
+	BPF_FLOWMAP_HOOKS	= 1 << 13, /* netdev chains on a device see the packets */
 };
 
 #define BPF_FLOWMAP_NEEDS_STACK		0xff00 /* any of the above */
