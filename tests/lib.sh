@@ -243,6 +243,19 @@ redirected()
 	echo $total
 }
 
+# Packets that xdp_ct has forwarded, as it counts them
+counted()
+{
+	on router xdp_ct stats --json | jq '[.[].forwarded.packets // 0] | add'
+}
+
+# Packets of all connections, by conntrack's accounting
+accounted()
+{
+	on router conntrack -L 2> /dev/null | grep -o 'packets=[0-9]*' |
+		awk -F= '{ n += $2 } END { print n + 0 }'
+}
+
 cleanup()
 {
 	local host

@@ -8,19 +8,6 @@
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-# as xdp_ct itself counts them
-counted()
-{
-	on router xdp_ct stats --json | jq '[.[].forwarded.packets // 0] | add'
-}
-
-# packets of all connections, by conntrack's accounting
-accounted()
-{
-	on router conntrack -L 2> /dev/null | grep -o 'packets=[0-9]*' |
-		awk -F= '{ n += $2 } END { print n + 0 }'
-}
-
 program_of()
 {
 	on router ip -d link show dev "$1" | sed -n 's/.*prog\/xdp id \([0-9]*\).*/\1/p'
