@@ -9,6 +9,7 @@ stays in the namespace it was made in, and so does a flowmap.
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import re
 import select
@@ -535,12 +536,14 @@ def credit(packets, nbytes, **other):
 
 def csum(data, start=0):
     """One's complement sum of words in network order, not complemented"""
-    if len(data) % 2:
-        data += b"\0"
-    total = start + sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xffff) + (total >> 16)
-    return total
+    total = int.from_bytes(data + bytes(len(data) % 2), "big") + start
+    return total % 0xffff or (0xffff if total else 0)
+
+
+@functools.cache
+def address(text):
+    """Of IPv4 or IPv6, as bytes"""
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
 
 
 def mac(text):
@@ -552,15 +555,22 @@ def ipv4(src, dst, proto, payload, ttl=64, ident=0, frag=0, options=b"", tos=0, 
     ihl = 5 + len(options) // 4 if ihl is None else ihl
     total = 20 + len(options) + len(payload) if total is None else total
     head = struct.pack("!BBHHHBBH4s4s", version << 4 | ihl, tos, total, ident, frag, ttl, proto, 0,
-                       socket.inet_aton(src), socket.inet_aton(dst)) + options
+                       address(src), address(dst)) + options
     if check is None:
         check = 0xffff ^ csum(head)
     return head[:10] + struct.pack("!H", check) + head[12:] + payload
 
 
+def ipv6(src, dst, proto, payload, ttl=64, tos=0, label=0, total=None, version=6):
+    """total is the payload's length"""
+    return struct.pack("!IHBB16s16s", version << 28 | tos << 20 | label,
+                       len(payload) if total is None else total, proto, ttl,
+                       address(src), address(dst)) + payload
+
+
 def l4(src, dst, proto, segment, at):
     """With its checksum, which goes at the offset at"""
-    pseudo = socket.inet_aton(src) + socket.inet_aton(dst) + struct.pack("!HH", proto, len(segment))
+    pseudo = address(src) + address(dst) + struct.pack("!HH", proto, len(segment))
     check = 0xffff ^ csum(pseudo + segment)
     if proto == UDP and not check:
         check = 0xffff
@@ -602,6 +612,67 @@ def received(s, timeout=0.3):
     while select.select([s], [], [], timeout)[0]:
         frames.append(s.recv(65536))
     return frames
+
+
+class Wire:
+    """raw_socket() for many frames at once; a VLAN tag that the kernel has taken
+    off what it received is put on again"""
+    SLOT, COUNT, CONTROL = 4096, 256, 64
+    HEAD = struct.Struct("=QI4xQQQQi4xI4x")  # struct mmsghdr
+
+    def __init__(self, ns, dev):
+        self.socket = raw_socket(ns, dev)
+        self.socket.setsockopt(socket.SOL_SOCKET, 32, 1 << 24)  # SO_SNDBUFFORCE
+        self.socket.setsockopt(263, 8, 1)  # PACKET_AUXDATA
+        self.data, self.control, self.iov, self.heads = (
+            ctypes.create_string_buffer(self.COUNT * n)
+            for n in (self.SLOT, self.CONTROL, 16, self.HEAD.size))
+        self.fresh = self._heads([self.SLOT] * self.COUNT, self.data, self.SLOT, self.iov,
+                                 self.control)
+
+    def _heads(self, sizes, data, slot, iov, control=None):
+        """struct mmsghdr for each, with one vector each, which are written to iov"""
+        base, heads = ctypes.addressof(data), []
+        for i, size in enumerate(sizes):
+            struct.pack_into("=QQ", iov, 16 * i, base, size)
+            base += slot or size
+            heads.append(self.HEAD.pack(
+                0, 0, ctypes.addressof(iov) + 16 * i, 1,
+                ctypes.addressof(control) + self.CONTROL * i if control else 0,
+                self.CONTROL if control else 0, 0, 0))
+        return b"".join(heads)
+
+    def send(self, frames):
+        """Those that the device does not take, for their size, are left out"""
+        data = ctypes.create_string_buffer(b"".join(frames))
+        iov = ctypes.create_string_buffer(16 * len(frames))
+        heads = ctypes.create_string_buffer(
+            self._heads([len(f) for f in frames], data, 0, iov))
+        done = 0
+        while done < len(frames):
+            n = _libc.sendmmsg(self.socket.fileno(), ctypes.byref(heads, done * self.HEAD.size),
+                               len(frames) - done, 0)
+            if n < 0 and ctypes.get_errno() not in (errno.EMSGSIZE, errno.EINVAL):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            done += max(n, 1)
+
+    def receive(self):
+        """What is there"""
+        frames = []
+        while True:
+            ctypes.memmove(self.heads, self.fresh, len(self.fresh))
+            n = _libc.recvmmsg(self.socket.fileno(), self.heads, self.COUNT, socket.MSG_DONTWAIT,
+                               None)
+            if n <= 0:
+                return frames
+            lengths = [h[7] for h in self.HEAD.iter_unpack(self.heads.raw[:n * self.HEAD.size])]
+            for i, length in enumerate(lengths):
+                data = ctypes.string_at(ctypes.addressof(self.data) + i * self.SLOT, length)
+                status, tci, tpid = struct.unpack_from("=I12xHH", self.control,
+                                                       i * self.CONTROL + 16)
+                if status & 0x10:  # TP_STATUS_VLAN_VALID
+                    data = data[:12] + struct.pack("!HH", tpid, tci) + data[12:]
+                frames.append(data)
 
 
 def udp_socket(ns, addr, port, timeout=2):
