@@ -73,9 +73,13 @@ def skip(name, why):
     print(f"ok - {name} # SKIP {why}", flush=True)
 
 
+# kernels with sanitizers take their time
+PATIENCE = 1 if os.environ.get("VM_KERNEL", "flowmap") == "flowmap" else 6
+
+
 def wait_for(condition, timeout=5.0):
     """Wait until condition() is true; its last value"""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + timeout * PATIENCE
     while not (value := condition()) and time.monotonic() < end:
         time.sleep(0.05)
     return value
@@ -162,7 +166,8 @@ def with_caps(caps, function, *args, userns=False, **kwargs):
  PROG_LOAD, OBJ_PIN, OBJ_GET, PROG_ATTACH, PROG_DETACH, PROG_TEST_RUN,
  PROG_GET_NEXT_ID, MAP_GET_NEXT_ID, PROG_GET_FD_BY_ID, MAP_GET_FD_BY_ID,
  OBJ_GET_INFO_BY_FD) = range(16)
-RAW_TRACEPOINT_OPEN = 17
+RAW_TRACEPOINT_OPEN, BTF_LOAD, BTF_GET_FD_BY_ID = range(17, 20)
+LINK_CREATE, ITER_CREATE = 28, 33
 MAP_LOOKUP_AND_DELETE_ELEM = 21
 MAP_FREEZE = 22
 MAP_LOOKUP_BATCH, MAP_LOOKUP_AND_DELETE_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = range(24, 28)
@@ -170,8 +175,9 @@ TOKEN_CREATE = 36
 
 MAP_HASH, MAP_ARRAY, MAP_ARRAY_OF_MAPS = 1, 2, 12
 BPF_F_TOKEN_FD = 1 << 16
-PROG_SOCKET_FILTER, PROG_KPROBE, PROG_SCHED_CLS, PROG_XDP, PROG_SYSCALL = 1, 2, 3, 6, 31
-PROG_TRACING, MODIFY_RETURN = 26, 26
+PROG_SOCKET_FILTER, PROG_KPROBE, PROG_SCHED_CLS, PROG_SCHED_ACT, PROG_XDP, PROG_SYSCALL = \
+    1, 2, 3, 4, 6, 31
+PROG_TRACING, MODIFY_RETURN, TRACE_ITER = 26, 26, 28
 BPF_F_SLEEPABLE = 1 << 4
 BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK = 0, 1, 2, 4
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
@@ -223,9 +229,9 @@ class Fd:
         bpf(OBJ_PIN, struct.pack("=QII", _addr(name), self.fd, 0))
 
 
-def obj_get(path):
+def obj_get(path, kind=Fd, **kwargs):
     name = _buf(path.encode() + b"\0")
-    return Fd(bpf(OBJ_GET, struct.pack("=QII", _addr(name), 0, 0))[0])
+    return kind(fd=bpf(OBJ_GET, struct.pack("=QII", _addr(name), 0, 0))[0], **kwargs)
 
 
 class Map(Fd):
@@ -273,19 +279,28 @@ class Map(Fd):
             yield key
             key = self.next_key(key)
 
-    def batch(self, count, cmd=MAP_LOOKUP_BATCH):
-        """[(key, value), ...] of one batch from the start"""
+    def batch(self, count, cmd=MAP_LOOKUP_BATCH, keys=()):
+        """[(key, value), ...] of one batch from the start, or of these keys"""
         out = _buf(bytes(self.key_size))
-        keys, values = _buf(bytes(self.key_size * count)), _buf(bytes(self.value_size * count))
-        attr = struct.pack("=QQQQIIQQ", 0, _addr(out), _addr(keys), _addr(values), count,
+        into = _buf(b"".join(keys).ljust(self.key_size * count, b"\0"))
+        values = _buf(bytes(self.value_size * count))
+        attr = struct.pack("=QQQQIIQQ", 0, _addr(out), _addr(into), _addr(values), count,
                            self.fd, 0, 0)
         buf = ctypes.create_string_buffer(attr, 128)
         if _libc.syscall(321, cmd, ctypes.byref(buf), 128) < 0 and \
            ctypes.get_errno() != errno.ENOENT:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         n = struct.unpack_from("=I", buf.raw, 32)[0]
-        return [(keys.raw[i * self.key_size:(i + 1) * self.key_size],
+        return [(into.raw[i * self.key_size:(i + 1) * self.key_size],
                  values.raw[i * self.value_size:(i + 1) * self.value_size]) for i in range(n)]
+
+    def freeze(self):
+        bpf(MAP_FREEZE, struct.pack("=I", self.fd))
+
+    def memlock(self):
+        """Memory, as the map says"""
+        with open(f"/proc/self/fdinfo/{self.fd}", encoding="ascii") as f:
+            return int(re.search(r"memlock:\s*(\d+)", f.read())[1])
 
     def info(self):
         buf = _buf(bytes(88))
@@ -308,6 +323,39 @@ def map_ids():
         found.append(i)
 
 
+class MemoryCgroup:
+    """'with MemoryCgroup("name") as c:'; what is in it must be gone by then"""
+    def __init__(self, name):
+        self.path = "/sys/fs/cgroup/" + name
+
+    def __enter__(self):
+        run("echo +memory > /sys/fs/cgroup/cgroup.subtree_control")
+        os.mkdir(self.path)
+        return self
+
+    def __exit__(self, *_):
+        os.rmdir(self.path)
+
+    def charged(self):
+        with open(self.path + "/memory.current", encoding="ascii") as f:
+            return int(f.read())
+
+    def create(self, make, **kwargs):
+        """make(**kwargs), a map, by a process in the cgroup, which then ends"""
+        path = "/sys/fs/bpf/charged"
+
+        def inside():
+            with open(self.path + "/cgroup.procs", "w", encoding="ascii") as f:
+                f.write(str(os.getpid()))
+            make(**kwargs).pin(path)
+        err = errno_of(child(inside))
+        if err:
+            raise OSError(err, os.strerror(err))
+        m = obj_get(path, Map)
+        os.unlink(path)
+        return m
+
+
 def map_by_id(i, **kwargs):
     return Map(fd=bpf(MAP_GET_FD_BY_ID, struct.pack("=III", i, 0, 0))[0], **kwargs)
 
@@ -326,11 +374,12 @@ class Prog(Fd):
                 raise
         super().__init__(fd)
 
-    def test(self, data, ifindex=0, repeat=1, flags=0, cpu=0):
-        """(verdict, data afterwards); in the namespace of device ifindex"""
+    def test(self, data, ifindex=0, repeat=1, flags=0, cpu=0, meta=0):
+        """(verdict, data afterwards); in the namespace of device ifindex. The first meta bytes
+        of data are no frame, but metadata before it."""
         size = len(data) + 256
         into, out = _buf(data), _buf(bytes(size))
-        ctx = _buf(struct.pack("=6I", 0, len(data), 0, ifindex, 0, 0)) if ifindex else None
+        ctx = _buf(struct.pack("=6I", meta, len(data), 0, ifindex, 0, 0)) if ifindex else None
         live = flags & TEST_XDP_LIVE_FRAMES
         _, attr = bpf(PROG_TEST_RUN, struct.pack(
             "=IIIIQQIIIIQQIII", self.fd, 0, len(data), 0 if live else size, _addr(into),
@@ -395,7 +444,7 @@ def ld_map(dst, m):
 
 
 EXIT = insn(0x95)
-LOOKUP, UPDATE, DELETE = 1, 2, 3
+LOOKUP, UPDATE, DELETE, SEQ_WRITE = 1, 2, 3, 127
 
 
 def program(*insns):
@@ -424,6 +473,56 @@ class Lookup:
         """The value, or None"""
         verdict, data = self.prog.test(key + bytes(self.map.value_size))
         return data[len(key):] if verdict == XDP_PASS else None
+
+
+class Iterator(Fd):
+    """An iterator program of bpf_map_elem that gives key and value of each element
+    of a map, linked to it"""
+    def __init__(self, m):
+        give = [i for field, size in ((16, m.key_size), (24, m.value_size)) for i in
+                (load(8, 1, 6, 0), load(8, 1, 1, 0), load(8, 2, 6, field), jeqi(2, 0, 2),
+                 movi(3, size), call(SEQ_WRITE))]
+        self.size = m.key_size + m.value_size
+        self.map = m
+        self.prog = Prog(program(mov(6, 1), *give, movi(0, 0), EXIT), type=PROG_TRACING,
+                         attach=TRACE_ITER, attach_btf_id=btf_id("FUNC", "bpf_iter_bpf_map_elem"))
+        info = _buf(struct.pack("=I", m.fd))
+        super().__init__(bpf(LINK_CREATE, struct.pack("=IIIIQI", self.prog.fd, 0, TRACE_ITER, 0,
+                                                      _addr(info), 4))[0])
+
+    def __iter__(self):
+        """(key, value) of each"""
+        with open(bpf(ITER_CREATE, struct.pack("=II", self.fd, 0))[0], "rb") as f:
+            while data := f.read(self.size):
+                yield data[:self.map.key_size], data[self.map.key_size:]
+
+
+@functools.cache
+def btf_id(kind, name):
+    """In the kernel's BTF; 0 if it has none"""
+    found = re.search(rf"^\[(\d+)\] {kind} '{name}'",
+                      run(f"bpftool btf dump file /sys/kernel/btf/vmlinux format raw | "
+                          f"grep -F \"{kind} '{name}'\" || true"))
+    return int(found[1]) if found else 0
+
+
+# ioctl(2) on devices, neighbours and routes: what is done by it is done in this task
+
+SIOCADDRT, SIOCDELRT, SIOCDARP, SIOCSARP = 0x890b, 0x890c, 0x8953, 0x8955
+SIOCSIFMTU, SIOCSIFHWADDR = 0x8922, 0x8924
+ATF_COM, ATF_PERM = 2, 4
+
+
+def sockaddr(text):
+    return struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(text))
+
+
+def arpreq(addr, lladdr, dev, flags=ATF_COM):
+    return sockaddr(addr) + struct.pack("=H6s8xi16x16s", 1, mac(lladdr), flags, dev.encode())
+
+
+def ifreq(dev, layout, *args):
+    return struct.pack("=16s", dev.encode()) + struct.pack(layout, *args).ljust(24, b"\0")
 
 
 # Types that modules bring: tests/modules/
@@ -679,7 +778,7 @@ def udp_socket(ns, addr, port, timeout=2):
     with netns(ns):
         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     s.bind((addr, port))
-    s.settimeout(timeout)
+    s.settimeout(timeout * PATIENCE)
     return s
 
 
@@ -691,6 +790,7 @@ def tcp_pair(client, server, addr, port, to=None, timeout=5):
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((addr, port))
     listener.listen()
+    timeout *= PATIENCE
     listener.settimeout(timeout)
     with netns(client):
         c = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

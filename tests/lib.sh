@@ -124,6 +124,16 @@ leaks()
 	head -60 $file
 }
 
+# covered: how often each line of our files ran, for make coverage
+covered()
+{
+	local to=$VM_OUT/gcov/${0##*/}
+
+	mkdir -p "$to"
+	find /sys/kernel/debug/gcov \( -path '*/kernel/bpf/modular_maps/*' -o -name 'nf_flow_table_*' \) \
+		-name '*.gcda' -exec cp -t "$to" {} +
+}
+
 # The last results: the kernel has not complained since the test began, and has
 # lost no memory, where it is built to know
 finish()
@@ -131,6 +141,7 @@ finish()
 	local log
 
 	[ ! -e /sys/kernel/debug/kmemleak ] || equal "no memory lost" "" "$(leaks)"
+	[ ! -e /sys/kernel/debug/gcov ] || covered
 	log=$(dmesg | grep -E -A4 'WARNING|BUG|Oops|KASAN|UBSAN|refcount_t|unregister_netdevice: waiting|stall|INFO: (task|possible)' | head -20)
 	equal "no complaint in the kernel's log" "" "$log"
 	echo "1..$results"
@@ -167,6 +178,12 @@ end()
 	on "$1" ip link set dev "$2" address "$4" up
 }
 
+# link HOST DEV HOST DEV: what joins hosts; a test may have another
+link()
+{
+	ip link add "$2" netns "$1" type veth peer name "$4" netns "$3"
+}
+
 # shellcheck disable=SC2120 # the argument is optional
 # hosts [SUFFIX]: client, router and server (with SUFFIX in the name: twins with
 # the same devices and addresses)
@@ -180,8 +197,8 @@ hosts()
 			net.ipv6.conf.default.disable_ipv6=1
 		on "$host$s" ip link set dev lo up
 	done
-	ip link add c0 netns "client$s" type veth peer name rc netns "router$s" || exit 1
-	ip link add s0 netns "server$s" type veth peer name rs netns "router$s" || exit 1
+	link "client$s" c0 "router$s" rc || exit 1
+	link "server$s" s0 "router$s" rs || exit 1
 	end "client$s" c0 10.0.1.2/24 $CLIENT_MAC
 	end "router$s" rc 10.0.1.1/24 $RC_MAC
 	end "router$s" rs 203.0.113.1/24 $RS_MAC
@@ -192,7 +209,11 @@ hosts()
 	on "router$s" sysctl -qw net.ipv4.ip_forward=1
 	# conntrack's own settings come with its module
 	modprobe -a nf_conntrack nft_flow_offload nft_masq nf_conntrack_netlink || exit 1
-	on "router$s" sysctl -qw net.netfilter.nf_conntrack_acct=1
+	# a slow guest needs more than the 30 seconds that an idle flow has; at a
+	# flow's end conntrack leaves the connection the difference to its own
+	on "router$s" sysctl -qw net.netfilter.nf_conntrack_acct=1 \
+		net.netfilter.nf_flowtable_udp_timeout=300 net.netfilter.nf_flowtable_tcp_timeout=300 \
+		net.netfilter.nf_conntrack_udp_timeout_stream=600
 }
 
 # shellcheck disable=SC2120
@@ -246,7 +267,7 @@ redirected()
 # Packets that xdp_ct has forwarded, as it counts them
 counted()
 {
-	on router xdp_ct stats --json | jq '[.[].forwarded.packets // 0] | add'
+	on router xdp_ct stats --json | jq '[.[].forwarded.packets // 0] | add // 0'
 }
 
 # Packets of all connections, by conntrack's accounting

@@ -3,20 +3,20 @@
 import errno
 import os
 import random
-import re
 import resource
 import struct
 import time
 import traceback
 
 from lib import (BARE, BPF_EXIST, BPF_F_SLEEPABLE, BPF_F_TOKEN_FD, BPF_NOEXIST, CAP_BPF,
-                 CAP_NET_ADMIN, DELETE, ENOTSUPP, EXIT, Fd, LOOKUP, MAP_ARRAY_OF_MAPS,
+                 CAP_NET_ADMIN, DELETE, ENOTSUPP, EXIT, Fd, Iterator, LOOKUP, MAP_ARRAY_OF_MAPS,
                  MAP_DELETE_BATCH, MAP_FLOWMAP, MAP_HASH, MAP_LOOKUP_AND_DELETE_BATCH,
                  MODIFY_RETURN, MODULAR_LOCAL, PROG_KPROBE, PROG_SOCKET_FILTER, PROG_SYSCALL,
-                 PROG_TRACING, RAW_TRACEPOINT_OPEN, TOKEN_CREATE, TOY, UPDATE, Lookup, Map, Prog,
-                 addi, bare, bpf, call, calls, check, child, delete_module, end, errno_of, expect,
-                 fails, jeqi, ld_map, loaded, map_by_id, mov, movi, not_ok, obj_get, program, run,
-                 skip, storei, sysfs, syscall, toy, unload, wait_for, with_caps)
+                 PROG_TRACING, RAW_TRACEPOINT_OPEN, TOKEN_CREATE, TOY, UPDATE, Lookup, Map,
+                 MemoryCgroup, Prog, addi, bare, bpf, btf_id, call, calls, check, child,
+                 delete_module, end, errno_of, expect, fails, jeqi, ld_map, loaded, map_by_id, mov,
+                 movi, not_ok, obj_get, program, run, skip, storei, sysfs, syscall, toy, unload,
+                 wait_for, with_caps)
 
 
 def number(n):
@@ -165,50 +165,20 @@ def test_failing():
     check("failing: and holds no module", unload("bpf_map_toy"))
 
 
-def charged(cgroup):
-    with open(cgroup + "/memory.current", encoding="ascii") as f:
-        return int(f.read())
-
-
 def test_memory():
-    """A map is charged to the memory cgroup of its creator, whoever fills it"""
-    cgroup, path = "/sys/fs/cgroup/maps", "/sys/fs/bpf/charged"
-    run("echo +memory > /sys/fs/cgroup/cgroup.subtree_control")
-    os.mkdir(cgroup)
-
-    def create(make, **kwargs):
-        with open(cgroup + "/cgroup.procs", "w", encoding="ascii") as f:
-            f.write(str(os.getpid()))
-        make(**kwargs).pin(path)
-
-    # large: each CPU has some 256 KB charged in advance
-    for what, make, kwargs in (("a toy", toy, {"max_entries": 1 << 21, "value_size": 1000}),
-                               ("a flowmap", Map, {"max_entries": 1 << 21})):
-        start = before = charged(cgroup)
-        expect(f"memory: {what} is created", 0, errno_of(child(create, make, **kwargs)))
-        pinned = obj_get(path)
-        m = Map(fd=os.dup(pinned.fd), key_size=8, value_size=1000)
-        pinned.close()
-        held = used = memlock(m)
-        grown = charged(cgroup) - before
-        check(f"memory: the creator pays for {what}", grown > used * 0.9, f"{grown} of {used}")
-        if make == toy:
-            before = charged(cgroup)
-            for i in range(8000):
-                m.update(number(i), bytes(1000))
-            used, grown = memlock(m) - used, charged(cgroup) - before
-            check("memory: and for what others put into it", used >= 8000 * 1008 and
-                  grown > used * 0.9, f"{grown} of {used}")
-        os.unlink(path)
-        m.close()
-        check(f"memory: what {what} took comes back",
-              wait_for(lambda: charged(cgroup) - start < held / 2), charged(cgroup) - start)
-    os.rmdir(cgroup)
-
-
-def memlock(m):
-    with open(f"/proc/self/fdinfo/{m.fd}", encoding="ascii") as f:
-        return int(re.search(r"memlock:\s*(\d+)", f.read())[1])
+    """A map is charged to the memory cgroup of its creator"""
+    # large: each CPU has some 256 KB charged in advance. What others put into a
+    # flowmap: life.sh
+    with MemoryCgroup("maps") as cgroup:
+        for what, make, kwargs in (("a toy", toy, {"max_entries": 1 << 14, "value_size": 1000}),
+                                   ("a flowmap", Map, {"max_entries": 1 << 21})):
+            start = cgroup.charged()
+            m = cgroup.create(make, **kwargs)
+            held, grown = m.memlock(), cgroup.charged() - start
+            check(f"memory: the creator pays for {what}", grown > held * 0.9, f"{grown} of {held}")
+            m.close()
+            check(f"memory: what {what} took comes back",
+                  wait_for(lambda: cgroup.charged() - start < held / 2), cgroup.charged() - start)
 
 
 def with_token(function):
@@ -256,14 +226,13 @@ def test_token():
 
 def test_lsm():
     """A program on the hook of map creation refuses modular maps as any others"""
-    btf = run("bpftool btf dump file /sys/kernel/btf/vmlinux format raw | "
-              "grep -F \"FUNC 'security_bpf_map_create'\" || true")
-    if not btf:
+    hook = btf_id("FUNC", "security_bpf_map_create")
+    if not hook:
         skip("lsm: the hook refuses a toy", "a kernel without CONFIG_SECURITY")
         return
     toy().close()
     prog = Prog([movi(0, -errno.EACCES), EXIT], type=PROG_TRACING, attach=MODIFY_RETURN,
-                attach_btf_id=int(btf[1:btf.index("]")]))
+                attach_btf_id=hook)
     link = Fd(bpf(RAW_TRACEPOINT_OPEN, struct.pack("=QI4x", 0, prog.fd))[0])
     fails("lsm: the hook refuses a toy", errno.EACCES, toy)
     fails("lsm: and a flowmap", errno.EACCES, Map)
@@ -274,8 +243,7 @@ def test_lsm():
 
 
 def obj_map_id(path):
-    with_path = obj_get(path)
-    return Map(fd=os.dup(with_path.fd)).info()["id"]
+    return obj_get(path, Map).info()["id"]
 
 
 def test_hash():
@@ -327,6 +295,37 @@ def test_hash():
     fails("toy: a program's delete", errno.ENOENT, m.lookup, number(0))
 
 
+def test_iterator():
+    """Iterator programs, which see copies"""
+    m = toy(key_size=8, value_size=24, max_entries=500)
+    it = Iterator(m)
+    expect("iterator: of an empty toy nothing", [], list(it))
+    want = {number(i): number(i) * 3 for i in range(500)}
+    for k, v in want.items():
+        m.update(k, v)
+    expect("iterator: each element of a toy once", sorted(want.items()), sorted(it))
+    # some gone between two reads: the rest is still seen
+    seen = []
+    for k, v in it:
+        seen.append(k)
+        if len(seen) == 1:
+            for gone in list(want)[::2]:
+                m.delete(gone)
+    check("iterator: under deletion, what stays is seen", set(list(want)[1::2]) <= set(seen),
+          f"{len(seen)} of {len(want)}")
+    m.close()
+    held("iterator: a linked program holds the module")
+    expect("iterator: and the map", 250, len(list(it)))
+    it.close()
+    it.prog.close()
+    check("iterator: unlinked, the module unloads", unload("bpf_map_toy"))
+    run("modprobe bpf_map_bare")
+    b = bare()
+    fails("iterator: over a type without next key", errno.EOPNOTSUPP, lambda: list(Iterator(b)))
+    b.close()
+    check("iterator: which unloads", unload("bpf_map_bare"))
+
+
 def test_bare():
     run("modprobe bpf_map_bare")
     m = bare()
@@ -350,8 +349,20 @@ def test_bare():
         text = f.read()
     check("bare: fdinfo shows it", f"map_type:\t{BARE}\n" in text and "max_entries:\t1\n" in text,
           text)
+    def sleepable():
+        return log_of(program(ld_map(1, m), movi(0, 0), EXIT), type=PROG_SYSCALL,
+                      flags=BPF_F_SLEEPABLE)
+    err, log = sleepable()
+    check("bare: a sleepable program is refused, by the type's name",
+          err == errno.EINVAL and "map type bare cannot be used by sleepable programs" in log,
+          f"{err} {log}")
     m.close()
     check("bare: unloads", unload("bpf_map_bare"))
+    run("modprobe bpf_map_bare flags=4")
+    m = bare()
+    expect("bare: a type that says that it can is used by sleepable programs", 0, sleepable()[0])
+    m.close()
+    check("bare: which goes with its maps", unload("bpf_map_bare"))
 
 
 def test_refused():
@@ -375,7 +386,7 @@ def test_refused():
 
 
 for test in (test_load, test_sysfs, test_life, test_race, test_again, test_failing, test_memory,
-             test_token, test_lsm, test_hash, test_bare, test_refused):
+             test_token, test_lsm, test_hash, test_iterator, test_bare, test_refused):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError):

@@ -21,7 +21,7 @@ struct kmem_cache;
 #define BPF_MODULAR_MAP_EXTRA		BIT(0) /* map_extra may be set */
 #define BPF_MODULAR_MAP_VALUE_RDONLY	BIT(1) /* programs only read values */
 #define BPF_MODULAR_MAP_SLEEPABLE	BIT(2) /* sleepable programs may use it */
-#define BPF_MODULAR_MAP_GENERIC_BATCH	BIT(3) /* batches by the single operations */
+#define BPF_MODULAR_MAP_GENERIC		BIT(3) /* make operations of others */
 
 /**
  * struct bpf_modular_map_type - what a module tells of its map type
@@ -85,7 +85,7 @@ static void __exit __type##_exit(void)					\
 module_exit(__type##_exit)
 
 struct bpf_map *bpf_modular_map_alloc(union bpf_attr *attr, u64 size);
-void *bpf_modular_map_kmalloc(const struct bpf_map *map, size_t size, gfp_t gfp);
+void bpf_modular_map_free(struct bpf_map *map);
 void *bpf_modular_map_cache_alloc(const struct bpf_map *map,
 				  struct kmem_cache *cache, gfp_t gfp);
 

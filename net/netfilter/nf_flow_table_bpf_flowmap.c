@@ -363,6 +363,15 @@ static void flowmap_fill_nat(struct bpf_flowmap_value *v,
 	}
 }
 
+static bool flowmap_maps_priorities(const struct net_device *vlan)
+{
+#if IS_ENABLED(CONFIG_VLAN_8021Q)
+	return vlan_dev_priv(vlan)->nr_egress_mappings;
+#else
+	return false;
+#endif
+}
+
 /* From the device of the route down to the one that frames leave by, with
  * the encapsulations on the way. @watch: somebody on it may change his mind
  */
@@ -394,7 +403,7 @@ flowmap_fill_path(struct bpf_flowmap_value *v, const struct net_device *dev, boo
 			break;
 		case DEV_PATH_VLAN:
 			/* the tag's priority would depend on the packet */
-			if (vlan_dev_priv(path->dev)->nr_egress_mappings)
+			if (flowmap_maps_priorities(path->dev))
 				return NULL;
 			if (is_zero_ether_addr(v->h_source))
 				ether_addr_copy(v->h_source, path->dev->dev_addr);
@@ -895,7 +904,7 @@ static bool flowmap_ct_stale(struct flowmap_entry *e, const struct nf_conn *ct)
 	bool same = READ_ONCE(e->value.ct_status) == (u32)READ_ONCE(ct->status);
 
 #ifdef CONFIG_NF_CONNTRACK_MARK
-	same &= e->value.ct_mark == READ_ONCE(ct->mark);
+	same &= READ_ONCE(e->value.ct_mark) == READ_ONCE(ct->mark);
 #endif
 	return unlikely(!same) && flowmap_ct_changed(e, ct);
 }
@@ -1086,19 +1095,6 @@ static long flowmap_delete_elem(struct bpf_map *map, void *key)
 	return 0;
 }
 
-static int flowmap_lookup_and_delete_elem(struct bpf_map *map, void *key,
-					  void *value, u64 flags)
-{
-	struct flowmap_entry *e = flowmap_find(to_flowmap(map), key);
-
-	if (!e)
-		return -ENOENT;
-	flowmap_sync_ct(&e->value, flowmap_flow_of(e)->ct);
-	memcpy(value, &e->value, sizeof(e->value));
-	flow_offload_teardown(flowmap_flow_of(e)->flow);
-	return 0;
-}
-
 static int flowmap_get_next_key(struct bpf_map *map, void *key, void *next)
 {
 	struct flowmap *fm = to_flowmap(map);
@@ -1168,7 +1164,7 @@ static void flowmap_free(struct bpf_map *map)
 	list_del(&fm->list);
 	mutex_unlock(&flowmaps_mutex);
 	bpf_map_area_free(fm->buckets);
-	bpf_map_area_free(fm);
+	bpf_modular_map_free(map);
 }
 
 static bool flowmap_has_dev(struct net *net, int ifindex)
@@ -1185,20 +1181,21 @@ static struct bpf_map *flowmap_alloc(union bpf_attr *attr)
 {
 	int ifindex = attr->map_extra >> BPF_FLOWMAP_DEVICE_SHIFT;
 	struct net *net = current->nsproxy->net_ns;
-	int node = bpf_map_attr_numa_node(attr);
 	struct flowmap *fm;
+	struct bpf_map *map;
 
 	if (ifindex && !flowmap_has_dev(net, ifindex))
 		return ERR_PTR(-ENODEV);
-	fm = bpf_map_area_alloc(sizeof(*fm), node);
-	if (!fm)
-		return ERR_PTR(-ENOMEM);
-	bpf_map_init_from_attr(&fm->map, attr);
+	map = bpf_modular_map_alloc(attr, sizeof(*fm));
+	if (IS_ERR(map))
+		return map;
+	fm = to_flowmap(map);
 	/* half as many buckets as entries: chains of two in a full map */
 	fm->mask = roundup_pow_of_two(attr->max_entries) / 2 - 1;
-	fm->buckets = bpf_map_area_alloc((u64)(fm->mask + 1) * sizeof(*fm->buckets), node);
+	fm->buckets = bpf_map_area_alloc((u64)(fm->mask + 1) * sizeof(*fm->buckets),
+					 map->numa_node);
 	if (!fm->buckets) {
-		bpf_map_area_free(fm);
+		bpf_modular_map_free(map);
 		return ERR_PTR(-ENOMEM);
 	}
 	get_random_bytes(fm->seed, sizeof(fm->seed));
@@ -1209,7 +1206,7 @@ static struct bpf_map *flowmap_alloc(union bpf_attr *attr)
 	mutex_unlock(&flowmaps_mutex);
 	fm->snooper.ops = &flowmap_snoop_ops;
 	nf_flow_snoop_register(&fm->snooper, net);
-	return &fm->map;
+	return map;
 }
 
 static u64 flowmap_mem_usage(const struct bpf_map *map)
@@ -1298,7 +1295,6 @@ static const struct bpf_map_ops flowmap_ops = {
 	.map_lookup_elem_sys_only	= flowmap_lookup_elem_sys,
 	.map_update_elem		= flowmap_update_elem,
 	.map_delete_elem		= flowmap_delete_elem,
-	.map_lookup_and_delete_elem	= flowmap_lookup_and_delete_elem,
 	.map_get_next_key		= flowmap_get_next_key,
 	.map_for_each_callback		= flowmap_for_each,
 	.map_check_btf			= flowmap_check_btf,
@@ -1325,7 +1321,7 @@ static const struct bpf_modular_map_type flowmap_type = {
 	.map_flags	= FLOWMAP_MAP_FLAGS,
 	.flags		= BPF_MODULAR_MAP_EXTRA |
 			  BPF_MODULAR_MAP_VALUE_RDONLY |
-			  BPF_MODULAR_MAP_GENERIC_BATCH,
+			  BPF_MODULAR_MAP_GENERIC,
 };
 
 /* /proc/net/nf_flowmap: the namespace's maps, and how full they are */

@@ -33,11 +33,6 @@ static struct bpf_map *bare_alloc(union bpf_attr *attr)
 	return fail ? ERR_PTR(-ENOMEM) : bpf_modular_map_alloc(attr, sizeof(struct bpf_map));
 }
 
-static void bare_free(struct bpf_map *map)
-{
-	bpf_map_area_free(map);
-}
-
 static u64 bare_mem_usage(const struct bpf_map *map)
 {
 	return sizeof(*map);
@@ -55,14 +50,14 @@ static struct bpf_modular_map *bare_modular;
 static int __init bare_init(void)
 {
 	bare_ops.map_alloc = no_alloc ? NULL : bare_alloc;
-	bare_ops.map_free = no_free ? NULL : bare_free;
+	bare_ops.map_free = no_free ? NULL : bpf_modular_map_free;
 	bare_ops.map_mem_usage = no_mem_usage ? NULL : bare_mem_usage;
 	bare_ops.map_redirect = redirect ? bare_redirect : NULL;
 	bare_type = (struct bpf_modular_map_type) {
 		.type		= type,
 		.name		= name,
 		.ops		= &bare_ops,
-		.prog_types	= BIT_ULL(BPF_PROG_TYPE_XDP),
+		.prog_types	= BIT_ULL(BPF_PROG_TYPE_XDP) | BIT_ULL(BPF_PROG_TYPE_SYSCALL),
 		.helpers	= no_helpers ? NULL : helpers,
 		.cap		= cap,
 		.map_flags	= map_flags,

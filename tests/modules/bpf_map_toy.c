@@ -1,148 +1,127 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* A hash map, by Documentation/bpf/modular_maps.rst alone */
+/* A hash map of open addressing, by Documentation/bpf/modular_maps.rst alone */
 #include <linux/bpf_modular_maps.h>
 #include <linux/jhash.h>
-#include <linux/slab.h>
 
 struct toy {
 	struct bpf_map map;
 	spinlock_t lock; /* for changes */
-	u32 count;
-	struct hlist_head bucket[]; /* max_entries of them */
+	u8 slots[] __aligned(8);
 };
 
-struct toy_elem {
-	struct hlist_node node;
-	struct rcu_head rcu;
+struct toy_slot {
+	enum { TOY_FREE, TOY_USED, TOY_GONE } state;
 	u8 value[] __aligned(8); /* and the key behind it */
 };
 
 #define to_toy(m) container_of(m, struct toy, map)
-#define to_elem(v) container_of(v, struct toy_elem, value)
+#define toy_size(key, value) round_up(sizeof(struct toy_slot) + (key) + (value), 8ULL)
+#define toy_key(m, s) ((s)->value + (m)->value_size)
 
-static u32 toy_index(const struct bpf_map *map, void *key)
+static struct toy_slot *toy_slot(struct bpf_map *map, u64 i)
 {
-	return jhash(key, map->key_size, 0) % map->max_entries;
+	return (void *)to_toy(map)->slots + i * toy_size(map->key_size, map->value_size);
+}
+
+/* The slot of the key, or NULL and in *room one that may become it */
+static struct toy_slot *toy_find(struct bpf_map *map, void *key, struct toy_slot **room)
+{
+	u32 i, n = map->max_entries, home = jhash(key, map->key_size, 0) % n;
+
+	for (*room = NULL, i = 0; i < n; i++) {
+		struct toy_slot *s = toy_slot(map, ((u64)home + i) % n);
+		int state = smp_load_acquire(&s->state); /* then key and value */
+
+		if (state == TOY_USED && !memcmp(toy_key(map, s), key, map->key_size))
+			return s;
+		if (state != TOY_USED && !*room)
+			*room = s;
+		if (state == TOY_FREE)
+			break;
+	}
+	return NULL;
 }
 
 static void *toy_lookup(struct bpf_map *map, void *key)
 {
-	struct toy_elem *e;
+	struct toy_slot *room, *s = toy_find(map, key, &room);
 
-	hlist_for_each_entry_rcu(e, &to_toy(map)->bucket[toy_index(map, key)], node, true)
-		if (!memcmp(e->value + map->value_size, key, map->key_size))
-			return e->value;
-	return NULL;
-}
-
-/* Put value, or nothing, in the place of the key's old one, which goes out */
-static int toy_replace(struct bpf_map *map, void *key, void *value, u64 flags, void *out)
-{
-	size_t size = struct_size_t(struct toy_elem, value, map->value_size + map->key_size);
-	struct toy_elem *new __free(kfree) = NULL;
-	struct toy *toy = to_toy(map);
-	void *old;
-
-	if (flags > BPF_EXIST)
-		return -EINVAL;
-	if (value) {
-		new = bpf_modular_map_kmalloc(map, size, GFP_ATOMIC | __GFP_NOWARN);
-		if (!new)
-			return -ENOMEM;
-		memcpy(new->value, value, map->value_size);
-		memcpy(new->value + map->value_size, key, map->key_size);
-	}
-	guard(spinlock_bh)(&toy->lock);
-	old = toy_lookup(map, key);
-	if (old ? flags == BPF_NOEXIST : flags == BPF_EXIST)
-		return old ? -EEXIST : -ENOENT;
-	if (!old && toy->count == map->max_entries)
-		return -E2BIG;
-	if (out)
-		memcpy(out, old, map->value_size);
-	toy->count += !!new - !!old;
-	if (new)
-		hlist_add_head_rcu(&no_free_ptr(new)->node, &toy->bucket[toy_index(map, key)]);
-	if (old) {
-		hlist_del_rcu(&to_elem(old)->node);
-		kfree_rcu(to_elem(old), rcu);
-	}
-	return 0;
+	return s ? s->value : NULL;
 }
 
 static long toy_update(struct bpf_map *map, void *key, void *value, u64 flags)
 {
-	return toy_replace(map, key, value, flags, NULL);
+	struct toy_slot *room, *s;
+
+	guard(spinlock_bh)(&to_toy(map)->lock);
+	s = toy_find(map, key, &room);
+	if (flags > BPF_EXIST)
+		return -EINVAL;
+	if (s ? flags == BPF_NOEXIST : flags == BPF_EXIST || !room)
+		return s ? -EEXIST : flags == BPF_EXIST ? -ENOENT : -E2BIG;
+	s = s ?: room;
+	memcpy(toy_key(map, s), key, map->key_size);
+	memcpy(s->value, value, map->value_size);
+	smp_store_release(&s->state, TOY_USED); /* after key and value */
+	return 0;
 }
 
 static long toy_delete(struct bpf_map *map, void *key)
 {
-	return toy_replace(map, key, NULL, BPF_EXIST, NULL);
-}
+	struct toy_slot *room, *s;
 
-static int toy_lookup_and_delete(struct bpf_map *map, void *key, void *value, u64 flags)
-{
-	return flags ? -EINVAL : toy_replace(map, key, NULL, BPF_EXIST, value);
+	guard(spinlock_bh)(&to_toy(map)->lock);
+	s = toy_find(map, key, &room);
+	if (s)
+		WRITE_ONCE(s->state, TOY_GONE);
+	return s ? 0 : -ENOENT;
 }
 
 static int toy_next_key(struct bpf_map *map, void *key, void *next)
 {
-	void *value = key ? toy_lookup(map, key) : NULL;
-	struct hlist_node *n = value ? rcu_dereference_raw(to_elem(value)->node.next) : NULL;
-	u32 i = value ? toy_index(map, key) + 1 : 0;
+	struct toy_slot *room, *s = key ? toy_find(map, key, &room) : NULL;
+	u64 size = toy_size(map->key_size, map->value_size);
 
-	while (!n && i < map->max_entries)
-		n = rcu_dereference_raw(hlist_first_rcu(&to_toy(map)->bucket[i++]));
-	if (!n)
+	s = s ? (void *)s + size : toy_slot(map, 0);
+	while (s < toy_slot(map, map->max_entries) && READ_ONCE(s->state) != TOY_USED)
+		s = (void *)s + size;
+	if (s == toy_slot(map, map->max_entries))
 		return -ENOENT;
-	memcpy(next, hlist_entry(n, struct toy_elem, node)->value + map->value_size, map->key_size);
+	memcpy(next, toy_key(map, s), map->key_size);
 	return 0;
 }
 
 static struct bpf_map *toy_alloc(union bpf_attr *attr)
 {
-	struct bpf_map *map = bpf_modular_map_alloc(attr, struct_size_t(struct toy, bucket,
-									attr->max_entries));
+	u64 size = toy_size(attr->key_size, attr->value_size) * attr->max_entries;
+	struct bpf_map *map = bpf_modular_map_alloc(attr, sizeof(struct toy) + size);
+
 	if (!IS_ERR(map))
 		spin_lock_init(&to_toy(map)->lock);
 	return map;
 }
 
-static void toy_free(struct bpf_map *map)
-{
-	struct hlist_node *n;
-	struct toy_elem *e;
-
-	for (u32 i = 0; i < map->max_entries; i++)
-		hlist_for_each_entry_safe(e, n, &to_toy(map)->bucket[i], node)
-			kfree(e);
-	bpf_map_area_free(map);
-}
-
 static u64 toy_mem_usage(const struct bpf_map *map)
 {
-	return struct_size(to_toy(map), bucket, map->max_entries) + to_toy(map)->count *
-	       struct_size_t(struct toy_elem, value, map->value_size + map->key_size);
+	return sizeof(struct toy) + toy_size(map->key_size, map->value_size) * map->max_entries;
 }
 
 static const struct bpf_modular_map_type toy_type = {
-	.type = BPF_MAP_TYPE_MODULAR_LOCAL,
-	.name = "toy",
+	.type = BPF_MAP_TYPE_MODULAR_LOCAL, .name = "toy",
 	.ops = &(const struct bpf_map_ops) {
-		.map_alloc			= toy_alloc,
-		.map_free			= toy_free,
-		.map_mem_usage			= toy_mem_usage,
-		.map_lookup_elem		= toy_lookup,
-		.map_update_elem		= toy_update,
-		.map_delete_elem		= toy_delete,
-		.map_lookup_and_delete_elem	= toy_lookup_and_delete,
-		.map_get_next_key		= toy_next_key,
+		.map_alloc		= toy_alloc,
+		.map_free		= bpf_modular_map_free,
+		.map_mem_usage		= toy_mem_usage,
+		.map_lookup_elem	= toy_lookup,
+		.map_update_elem	= toy_update,
+		.map_delete_elem	= toy_delete,
+		.map_get_next_key	= toy_next_key,
 	},
 	.prog_types = BIT_ULL(BPF_PROG_TYPE_XDP),
 	.helpers = (const u16[]) { BPF_FUNC_map_lookup_elem, BPF_FUNC_map_update_elem,
 				   BPF_FUNC_map_delete_elem, 0 },
 	.cap = CAP_BPF,
-	.flags = BPF_MODULAR_MAP_GENERIC_BATCH,
+	.flags = BPF_MODULAR_MAP_GENERIC,
 };
 module_bpf_modular_map(toy_type);
 MODULE_LICENSE("GPL");

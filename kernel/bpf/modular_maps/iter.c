@@ -21,7 +21,7 @@
  * @prev:    room for the key before
  * @value:   value of the current element
  * @started: @key is that of an element
- * @end:     there is no current element
+ * @end:     why there is no current element, an errno; 0: there is one
  */
 struct modular_map_iter {
 	struct bpf_map *map;
@@ -29,34 +29,32 @@ struct modular_map_iter {
 	void *prev;
 	void *value;
 	bool started;
-	bool end;
+	int end;
 };
 
 static void *modular_map_iter_advance(struct modular_map_iter *iter)
 {
-	const struct bpf_map_ops *ops = iter->map->ops;
 	void *value;
 
 	rcu_read_lock();
 	for (;;) {
 		swap(iter->key, iter->prev);
-		iter->end = ops->map_get_next_key(iter->map,
-						  iter->started ? iter->prev : NULL,
-						  iter->key);
+		iter->end = iter->map->ops->map_get_next_key(iter->map,
+							     iter->started ? iter->prev : NULL,
+							     iter->key);
 		if (iter->end)
 			break;
 		iter->started = true;
-		if (ops->map_lookup_elem_sys_only)
-			value = ops->map_lookup_elem_sys_only(iter->map, iter->key);
-		else
-			value = ops->map_lookup_elem(iter->map, iter->key);
+		value = modular_map_lookup_sys(iter->map, iter->key);
 		if (IS_ERR_OR_NULL(value))
 			continue; /* has gone meanwhile */
 		memcpy(iter->value, value, iter->map->value_size);
 		break;
 	}
 	rcu_read_unlock();
-	return iter->end ? NULL : iter->value;
+	if (iter->end)
+		return iter->end == -ENOENT ? NULL : ERR_PTR(iter->end);
+	return iter->value;
 }
 
 static void *modular_map_iter_start(struct seq_file *seq, loff_t *pos)

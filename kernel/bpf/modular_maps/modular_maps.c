@@ -43,7 +43,7 @@
 #define BPF_MODULAR_MAP_FLAGS	(BPF_MODULAR_MAP_EXTRA |	\
 				 BPF_MODULAR_MAP_VALUE_RDONLY |	\
 				 BPF_MODULAR_MAP_SLEEPABLE |	\
-				 BPF_MODULAR_MAP_GENERIC_BATCH)
+				 BPF_MODULAR_MAP_GENERIC)
 
 struct bpf_modular_map {
 	struct bpf_map_ops ops;
@@ -95,19 +95,26 @@ static int modular_map_no_next_key(struct bpf_map *map, void *key, void *next)
 	return -EOPNOTSUPP;
 }
 
+static void modular_map_fill_generic(struct bpf_map_ops *ops)
+{
+	if (ops->map_lookup_elem && ops->map_delete_elem &&
+	    !ops->map_lookup_and_delete_elem)
+		ops->map_lookup_and_delete_elem = modular_map_lookup_and_delete;
+	if (ops->map_get_next_key && !ops->map_lookup_batch)
+		ops->map_lookup_batch = generic_map_lookup_batch;
+	if (ops->map_update_elem && !ops->map_update_batch)
+		ops->map_update_batch = generic_map_update_batch;
+	if (ops->map_delete_elem && !ops->map_delete_batch)
+		ops->map_delete_batch = generic_map_delete_batch;
+	if (ops->map_get_next_key && ops->map_lookup_and_delete_elem &&
+	    !ops->map_lookup_and_delete_batch)
+		ops->map_lookup_and_delete_batch = modular_map_lookup_and_delete_batch;
+}
+
 static void modular_map_fill_ops(struct bpf_map_ops *ops, u32 flags)
 {
-	if (flags & BPF_MODULAR_MAP_GENERIC_BATCH) {
-		if (ops->map_get_next_key && !ops->map_lookup_batch)
-			ops->map_lookup_batch = generic_map_lookup_batch;
-		if (ops->map_update_elem && !ops->map_update_batch)
-			ops->map_update_batch = generic_map_update_batch;
-		if (ops->map_delete_elem && !ops->map_delete_batch)
-			ops->map_delete_batch = generic_map_delete_batch;
-		if (ops->map_get_next_key && ops->map_lookup_and_delete_elem &&
-		    !ops->map_lookup_and_delete_batch)
-			ops->map_lookup_and_delete_batch = modular_map_lookup_and_delete_batch;
-	}
+	if (flags & BPF_MODULAR_MAP_GENERIC)
+		modular_map_fill_generic(ops);
 	if (ops->map_for_each_callback)
 		ops->map_set_for_each_callback_args = map_set_for_each_callback_args;
 	if (!ops->map_lookup_elem && !ops->map_lookup_elem_sys_only)
@@ -328,7 +335,7 @@ EXPORT_SYMBOL_GPL(bpf_modular_map_unregister);
  * @size: of the type's own structure, of which struct bpf_map is the first
  *        member
  *
- * Zeroed but for struct bpf_map. Free with bpf_map_area_free().
+ * Zeroed but for struct bpf_map. Free with bpf_modular_map_free().
  *
  * Context: process, may sleep.
  * Return: the map, or ERR_PTR(-ENOMEM).
@@ -345,23 +352,18 @@ struct bpf_map *bpf_modular_map_alloc(union bpf_attr *attr, u64 size)
 EXPORT_SYMBOL_GPL(bpf_modular_map_alloc);
 
 /**
- * bpf_modular_map_kmalloc() - allocate memory of a map
- * @map:  the map
- * @size: how much
- * @gfp:  how
+ * bpf_modular_map_free() - free a map
+ * @map: what bpf_modular_map_alloc() returned
  *
- * What a map allocates after it was created is charged to the memory cgroup
- * of its creator, not to whoever happens to run, and comes from the creator's
- * NUMA node. Free with kfree().
+ * As map_free(), if the map has nothing else, or called at its end.
  *
- * Context: any that @gfp allows.
- * Return: the memory, or NULL.
+ * Context: process, may sleep.
  */
-void *bpf_modular_map_kmalloc(const struct bpf_map *map, size_t size, gfp_t gfp)
+void bpf_modular_map_free(struct bpf_map *map)
 {
-	return bpf_map_kmalloc_node(map, size, gfp, map->numa_node);
+	bpf_map_area_free(map);
 }
-EXPORT_SYMBOL_GPL(bpf_modular_map_kmalloc);
+EXPORT_SYMBOL_GPL(bpf_modular_map_free);
 
 /**
  * bpf_modular_map_cache_alloc() - allocate an object of a map
@@ -369,7 +371,8 @@ EXPORT_SYMBOL_GPL(bpf_modular_map_kmalloc);
  * @cache: where from
  * @gfp:   how
  *
- * As bpf_modular_map_kmalloc(), from a slab cache. Free with kmem_cache_free().
+ * What a map allocates after it was created is charged to the memory cgroup
+ * of its creator, not to whoever happens to run. Free with kmem_cache_free().
  *
  * Context: any that @gfp allows.
  * Return: the object, or NULL.

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Batches of look-up and delete over maps of modular types
+ * Operations of modular map types that are made of others, beside the kernel's
+ * generic batches
  *
- * Made of the type's next key and look-up and delete, as the kernel's generic
- * batches are of the other operations. What was looked up is gone, so the next
- * key is always the first one, and the position that the user hands in is not
- * needed.
+ * Look-up and delete is a look-up, then a delete. Of several who delete the same
+ * element, those succeed whose delete did. What others change in between is not
+ * in the copied value.
+ *
+ * A batch of look-up and delete takes the first key until there is none. What was
+ * looked up is gone, so the position that the user hands in is not needed.
  */
 #include <linux/bpf.h>
 #include <linux/sched.h>
@@ -13,6 +16,20 @@
 #include <linux/uaccess.h>
 
 #include "modular_maps.h"
+
+int modular_map_lookup_and_delete(struct bpf_map *map, void *key, void *value,
+				  u64 flags)
+{
+	void *found;
+
+	if (flags)
+		return -EINVAL;
+	found = modular_map_lookup_sys(map, key);
+	if (IS_ERR_OR_NULL(found))
+		return found ? PTR_ERR(found) : -ENOENT;
+	memcpy(value, found, map->value_size);
+	return map->ops->map_delete_elem(map, key);
+}
 
 static int modular_map_pop(struct bpf_map *map, void *key, void *value)
 {
@@ -53,15 +70,15 @@ int modular_map_lookup_and_delete_batch(struct bpf_map *map,
 		return -ENOMEM;
 	value = key + map->key_size;
 
-	while (n < count && !err) {
+	for (; n < count; n++) {
 		err = modular_map_pop(map, key, value);
 		if (err)
 			break;
 		if (copy_to_user(keys + (size_t)n * map->key_size, key, map->key_size) ||
-		    copy_to_user(values + (size_t)n * map->value_size, value, map->value_size))
+		    copy_to_user(values + (size_t)n * map->value_size, value, map->value_size)) {
 			err = -EFAULT;
-		else
-			n++;
+			break;
+		}
 		cond_resched();
 	}
 	if (put_user(n, &uattr->batch.count) ||
