@@ -15,13 +15,18 @@ ports = iter(range(20000, 30000))
 
 class UdpFlow:
     """client:port to server:port through the masquerade, both ways once"""
-    def __init__(self):
+    def __init__(self, talk=True):
         self.port = next(ports)
         self.client = udp_socket("client", CLIENT, self.port)
         self.server = udp_socket("server", SERVER, self.port)
-        self.talk()
+        if talk:
+            self.talk()
         self.key = make_key(RC, UDP, CLIENT, self.port, SERVER, self.port)
         self.reply = make_key(RS, UDP, SERVER, self.port, ROUTER, self.port)
+
+    def close(self):
+        self.client.close()
+        self.server.close()
 
     def talk(self):
         """True if a packet arrived in each direction"""
@@ -53,6 +58,12 @@ class TcpFlow:
 def router_map(**kwargs):
     with netns("router"):
         return Map(**kwargs)
+
+
+def proc_maps():
+    """Lines of /proc/net/nf_flowmap: [[id, entries, max_entries, full], ...]"""
+    with open("/proc/thread-self/net/nf_flowmap", encoding="ascii") as f:
+        return [[int(n) for n in line.split()] for line in f.readlines()[1:]]
 
 
 def value(m, key):

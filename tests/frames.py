@@ -6,9 +6,9 @@ import random
 import sys
 import traceback
 
-from lib import (ACK, FIN, PSH, RST, SYN, TCP, UDP, URG, XDP_PASS, XDP_REDIRECT, check, csum, end,
-                 expect, frame, ifindex, ipv4, mac, netns, not_ok, ok, on, prog_of_device, tcp,
-                 tcp_pair, udp, udp_socket)
+from lib import (ACK, FIN, PSH, RST, TCP, UDP, URG, XDP_PASS, XDP_REDIRECT, check, csum, end,
+                 expect, frame, ifindex, ipv4, netns, not_ok, ok, on, prog_of_device, tcp, tcp_pair,
+                 udp, udp_socket)
 
 CLIENT, SERVER, ROUTER = "10.0.1.2", "203.0.113.2", "203.0.113.1"
 CLIENT_MAC, RC_MAC, RS_MAC, SERVER_MAC = (os.environ[n] for n in

@@ -9,22 +9,26 @@ are on the router's devices, without being sent: a verdict for each packet.
 import json
 import os
 import random
+import struct
 import sys
 import time
 import traceback
 
 import lib
 from lib import (ACK, PSH, SYN, TCP, XDP_PASS, XDP_REDIRECT, check, end, expect, frame, ifindex,
-                 ipv4, netns, not_ok, on, prog_of_device, raw_socket, tcp, wait_for)
+                 ipv4, ipv6, netns, not_ok, on, prog_of_device, raw_socket, tcp, wait_for)
 
-CLIENT, SERVER, ROUTER = "10.0.1.2", "203.0.113.2", "203.0.113.1"
+# client, server, router to the server; the VLAN on the client's side
+WAYS = {"IPv4": ("10.0.1.2", "203.0.113.2", "203.0.113.1", 0),
+        "IPv6": ("fd01::2", "fd02::2", "fd02::1", 0),
+        "VLAN": ("10.0.5.2", "203.0.113.2", "203.0.113.1", 5)}
 CLIENT_MAC, RC_MAC, RS_MAC, SERVER_MAC = (os.environ[n] for n in
                                           ("CLIENT_MAC", "RC_MAC", "RS_MAC", "SERVER_MAC"))
 RC, RS = ifindex("router", "rc"), ifindex("router", "rs")
 PORT = 7777
 SACK = b"\x04\x02\x01\x01"
 
-packets = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
+packets = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
 seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 32)
 random.seed(seed)
 print(f"seed {seed}")
@@ -43,11 +47,20 @@ def wscale(shift):
     return b"" if shift is None else b"\x01\x03\x03" + bytes([shift])
 
 
+def tcp_frame(dest, source, vlan, src, dst, segment):
+    make, proto = (ipv6, 0x86dd) if ":" in src else (ipv4, 0x0800)
+    packet = make(src, dst, TCP, segment)
+    if vlan:
+        packet, proto = struct.pack("!HH", vlan, proto) + packet, 0x8100
+    return frame(dest, source, packet, proto)
+
+
 class Connection:
     """Sequence numbers of its methods count from each side's first byte of data"""
     def __init__(self, scales=(7, 8), start=None, sack=SACK, handshake=True, win=1000):
         global next_port
         next_port += 1
+        self.host, self.peer, self.router, self.vlan = WAYS[way]
         self.port = next_port
         self.start = start or (random.randrange(1 << 32), random.randrange(1 << 32))
         self.win = win
@@ -75,16 +88,14 @@ class Connection:
         return json.loads(on("router", f"xdp_ct flows --json -p tcp --sport {self.port}"))
 
     def client(self, seq, ack, win=None, length=0, flags=ACK, options=b""):
-        return frame(RC_MAC, CLIENT_MAC, ipv4(CLIENT, SERVER, TCP, tcp(
-            CLIENT, SERVER, self.port, PORT, flags, self.start[0] + seq, self.start[1] + ack,
-            bytes(length), window=self.win if win is None else win,
-            options=options)))
+        return tcp_frame(RC_MAC, CLIENT_MAC, self.vlan, self.host, self.peer, tcp(
+            self.host, self.peer, self.port, PORT, flags, self.start[0] + seq, self.start[1] + ack,
+            bytes(length), window=self.win if win is None else win, options=options))
 
     def server(self, seq, ack, win=None, length=0, flags=ACK, options=b""):
-        return frame(RS_MAC, SERVER_MAC, ipv4(SERVER, ROUTER, TCP, tcp(
-            SERVER, ROUTER, PORT, self.port, flags, self.start[1] + seq, self.start[0] + ack,
-            bytes(length), window=self.win if win is None else win,
-            options=options)))
+        return tcp_frame(RS_MAC, SERVER_MAC, 0, self.peer, self.router, tcp(
+            self.peer, self.router, PORT, self.port, flags, self.start[1] + seq,
+            self.start[0] + ack, bytes(length), window=self.win if win is None else win, options=options))
 
     def verdict(self, side, *args, **kwargs):
         """Of a packet of client (0) or server (1): is it on XDP?"""
@@ -98,14 +109,15 @@ class Connection:
 
 
 def xdp(name, connection, *args, **kwargs):
-    check(name, connection.verdict(*args, **kwargs), "expected: by XDP\ngot:      passed up")
+    check(f"{way}: {name}", connection.verdict(*args, **kwargs),
+          "expected: by XDP\ngot:      passed up")
 
 
 def up(name, connection, *args, reason="tcp_window", **kwargs):
     before = stat(reason)
-    way = connection.verdict(*args, **kwargs)
-    expect(f"{name}, as {reason}", ("passed up", 1),
-           ("by XDP" if way else "passed up", stat(reason) - before))
+    sent = connection.verdict(*args, **kwargs)
+    expect(f"{way}: {name}, as {reason}", ("passed up", 1),
+           ("by XDP" if sent else "passed up", stat(reason) - before))
 
 
 def both(connection):
@@ -289,18 +301,20 @@ def test_random():
             got = c.verdict(s, seq, ack, win, length)
             seen[want] += 1
             if want != got:
-                not_ok("random: as conntrack", f"seed {seed} scales {scales} end, max_end, max_win "
-                       f"{state}\nside {s} seq {seq} ack {ack} win {win} length {length}\n"
+                not_ok(f"{way}: random: as conntrack", f"seed {seed} scales {scales} end, "
+                       f"max_end, max_win {state}\nside {s} seq {seq} ack {ack} win {win} "
+                       f"length {length}\n"
                        f"expected: {want}\ngot:      {got}")
                 return
-    check(f"random: as conntrack: {seen[True]} in the windows, {seen[False]} not",
+    check(f"{way}: random: as conntrack: {seen[True]} in the windows, {seen[False]} not",
           min(seen.values()) > packets // 10, f"seed {seed}")
 
 
-for test in (test_bounds, test_scale, test_window, test_wrap, test_overshot, test_syn,
-             test_one_side, test_anew, test_random):
-    try:
-        test()
-    except Exception:
-        not_ok(f"{test.__name__} ends", f"seed {seed}\n" + traceback.format_exc())
+for way in WAYS:
+    for test in (test_bounds, test_scale, test_window, test_wrap, test_overshot, test_syn,
+                 test_one_side, test_anew, test_random):
+        try:
+            test()
+        except Exception:
+            not_ok(f"{way}: {test.__name__} ends", f"seed {seed}\n" + traceback.format_exc())
 end()

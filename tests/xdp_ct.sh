@@ -47,16 +47,35 @@ refused "attach: a device without native XDP" "--mode skb" on router xdp_ct atta
 succeeds "attach: which takes --mode skb" on router xdp_ct attach --mode skb dummy
 refused "attach: the other mode" "xdp_ct detach dummy" on router xdp_ct attach dummy
 on router xdp_ct detach dummy
+refused "attach: two devices, and the second fails" "--mode skb" on router xdp_ct attach rc dummy
+equal "attach: then the first has nothing" "" "$(program_of rc)"
+on router xdp_ct attach rc
+first=$(program_of rc)
+refused "attach: again, and the second fails" "--mode skb" \
+	on router xdp_ct attach --pin /sys/fs/bpf/pin rc dummy
+equal "attach: then the first has what it had, and no pin is left" "$first " \
+	"$(program_of rc) $(find /sys/fs/bpf -mindepth 1)"
+succeeds "attach --pin" on router xdp_ct attach --pin /sys/fs/bpf/pin rc
+equal "attach --pin: it is the flowmap of the device" \
+	"$(on router xdp_ct status --json | jq '.devices[0].flowmap_id')" \
+	"$(bpftool -j map show pinned /sys/fs/bpf/pin/flowmap | jq .id)"
+refused "attach --pin: not a bpffs" "needs a bpffs" on router xdp_ct attach --pin /tmp/pin rc
+on router xdp_ct detach rc
+matches "detach: what is pinned stays" "name flowmap" "$(bpftool map show name flowmap)"
+on router xdp_ct attach rc
+refused "attach --pin: beside another flowmap" "is another map" \
+	on router xdp_ct attach --pin /sys/fs/bpf/pin rc
+succeeds "detach --pin" on router xdp_ct detach --pin /sys/fs/bpf/pin
+equal "detach --pin: nothing is left" "" "$(find /sys/fs/bpf -mindepth 1)"
 on router ip link del dummy
-# joins what its slaves' LRO has joined: it has the flag, without any
-ip link add bond0 netns router address 02:00:00:00:03:03 type bond
-on router ethtool -K bond0 lro on 2> /dev/null
-if on router ethtool -k bond0 | grep -q '^large-receive-offload: on'; then
-	refused "attach: LRO" "ethtool -K bond0 lro off" on router xdp_ct attach bond0
-else
-	skip "attach: LRO" "no device here has it"
-fi
-on router ip link del bond0
+# not on the router: where packets are forwarded the stack has it off
+modprobe lro
+ip link set lro0 netns client
+refused "attach: LRO" "ethtool -K lro0 lro off" on client xdp_ct attach --mode skb lro0
+on client ethtool -K lro0 lro off
+succeeds "attach: LRO, off as it was told" on client xdp_ct attach --mode skb lro0
+on client xdp_ct detach
+rmmod lro
 refused "attach: an option of another command" "unrecognized option" on router xdp_ct attach --json rc
 refused "no command" "Usage: xdp_ct COMMAND" xdp_ct
 refused "a command that there is not" "Usage: xdp_ct COMMAND" xdp_ct attack rc

@@ -52,6 +52,7 @@ enum flowmap_reason {
 	FLOWMAP_HEADROOM,	/* no room to push an encapsulation */
 	FLOWMAP_TCP_WINDOW,	/* not within the connection's windows: tcp_window.bpf.h */
 	FLOWMAP_ABORTED,	/* not the stack's: dropped, half written */
+	FLOWMAP_RESIZE,		/* its length would change, and must not */
 	FLOWMAP_REASONS
 };
 
@@ -434,18 +435,12 @@ static __always_inline __u32 flowmap_l2_len(const struct bpf_flowmap_encap *enca
 	return len;
 }
 
-/**
- * flowmap_rewrite() - make the frame to send
- * @ctx: the frame
- * @key: as flowmap_parse() made it from this frame
- * @value: what the flowmap has for @key
- *
- * Return: FLOWMAP_FORWARDED, or FLOWMAP_HEADROOM with the frame unchanged. A
- * frame other than the one parsed may be left half written, with FLOWMAP_LENGTH.
+/* @resize is a constant: without it the program has no call that changes the
+ * frame's length, which is what the kernel looks for, called or not
  */
 static __always_inline enum flowmap_reason
-flowmap_rewrite(struct xdp_md *ctx, const struct bpf_flowmap_key *key,
-		const struct bpf_flowmap_value *value)
+flowmap_rewrite_as(struct xdp_md *ctx, const struct bpf_flowmap_key *key,
+		   const struct bpf_flowmap_value *value, const bool resize)
 {
 	void *end = (void *)(long)ctx->data_end;
 	void *data = (void *)(long)ctx->data;
@@ -458,6 +453,8 @@ flowmap_rewrite(struct xdp_md *ctx, const struct bpf_flowmap_key *key,
 
 		l2_len = flowmap_l2_len(value->encap);
 		grow = l2_len - flowmap_l2_len(key->encap);
+		if (grow && !resize)
+			return FLOWMAP_RESIZE;
 		if (grow && bpf_xdp_adjust_head(ctx, -grow))
 			return FLOWMAP_HEADROOM;
 
@@ -482,9 +479,53 @@ flowmap_rewrite(struct xdp_md *ctx, const struct bpf_flowmap_key *key,
 
 	/* what is behind the packet; last, as it makes pointers to the frame void */
 	trailer = end - data - l2_len - key->len;
-	if (trailer && bpf_xdp_adjust_tail(ctx, -(int)trailer))
+	if (resize && trailer && bpf_xdp_adjust_tail(ctx, -(int)trailer))
 		return FLOWMAP_LENGTH;
 	return FLOWMAP_FORWARDED;
+}
+
+/**
+ * flowmap_rewrite() - make the frame to send
+ * @ctx: the frame
+ * @key: as flowmap_parse() made it from this frame
+ * @value: what the flowmap has for @key
+ *
+ * Return: FLOWMAP_FORWARDED, or FLOWMAP_HEADROOM with the frame unchanged. A
+ * frame other than the one parsed may be left half written, with FLOWMAP_LENGTH.
+ */
+static __always_inline enum flowmap_reason
+flowmap_rewrite(struct xdp_md *ctx, const struct bpf_flowmap_key *key,
+		const struct bpf_flowmap_value *value)
+{
+	return flowmap_rewrite_as(ctx, key, value, true);
+}
+
+/**
+ * flowmap_has_trailer() - is there more in the frame than the packet?
+ * @ctx: the frame
+ * @key: as flowmap_parse() made it from this frame
+ *
+ * For who cannot take it off, to know before the look-up, which counts the packet.
+ */
+static __always_inline bool flowmap_has_trailer(const struct xdp_md *ctx,
+						const struct bpf_flowmap_key *key)
+{
+	return ctx->data_end - ctx->data != flowmap_l2_len(key->encap) + key->len;
+}
+
+/**
+ * flowmap_rewrite_in_place() - the same, for programs that replace a function
+ * of another (freplace, as libxdp's dispatcher has it), which may not change lengths
+ *
+ * Return: as flowmap_rewrite(), or FLOWMAP_RESIZE with the frame unchanged.
+ */
+static __always_inline enum flowmap_reason
+flowmap_rewrite_in_place(struct xdp_md *ctx, const struct bpf_flowmap_key *key,
+			 const struct bpf_flowmap_value *value)
+{
+	if (flowmap_has_trailer(ctx, key))
+		return FLOWMAP_RESIZE;
+	return flowmap_rewrite_as(ctx, key, value, false);
 }
 
 #endif /* __FLOWMAP_BPF_H */

@@ -49,56 +49,90 @@ static const struct {
 
 /* Entries */
 
-int entries_get(int flowmap_fd, struct entry **entries)
+/* Each map has all flows of the namespace. One is shown as the map of the device
+ * that it comes in by has it, which counts it; as the first has it, if none is that.
+ */
+static bool is_shown(const struct device *devices, int num, int i, const struct entry *e)
+{
+	int j;
+
+	for (j = 0; j < num; j++)
+		if (devices[j].flowmap_fd >= 0 && devices[j].ifindex == (int)e->key.ifindex)
+			return devices[j].flowmap.id == devices[i].flowmap.id;
+	for (j = 0; devices[j].flowmap_fd < 0; j++)
+		;
+	return j == i;
+}
+
+int entries_get(const struct device *devices, int num_devices, struct entry **entries)
 {
 	struct bpf_flowmap_value *values = calloc(BATCH, sizeof(*values));
 	struct bpf_flowmap_key *keys = calloc(BATCH, sizeof(*keys)), at;
+	int num = 0, err = keys && values ? 0 : -ENOMEM, d;
 	struct entry *more;
-	int num = 0, err = 0;
+	bool first;
 	__u32 n, i;
 
 	*entries = NULL;
-	while (keys && values && !err) {
-		n = BATCH;
-		err = bpf_map_lookup_batch(flowmap_fd, num ? &at : NULL, &at, keys, values, &n,
-					   NULL);
-		if (err && err != -ENOENT)
-			break;
-		more = realloc(*entries, (num + n + 1) * sizeof(**entries));
-		if (!more)
-			break;
-		*entries = more;
-		for (i = 0; i < n; i++)
-			more[num++] = (struct entry){ keys[i], values[i] };
-		if (!n)
-			break;
+	for (d = 0; d < num_devices; d++) {
+		if (devices[d].flowmap_fd < 0 || device_shares(devices, d))
+			continue;
+		for (first = true; !err; first = false) {
+			n = BATCH;
+			err = bpf_map_lookup_batch(devices[d].flowmap_fd, first ? NULL : &at, &at,
+						   keys, values, &n, NULL);
+			if (err && err != -ENOENT)
+				break;
+			more = realloc(*entries, (num + n + 1) * sizeof(**entries));
+			if (!more) {
+				err = -ENOMEM;
+				break;
+			}
+			*entries = more;
+			for (i = 0; i < n; i++) {
+				more[num] = (struct entry){ keys[i], values[i] };
+				more[num].counters = devices[d].flowmap.map_extra &
+						     BPF_FLOWMAP_COUNTERS;
+				num += is_shown(devices, num_devices, d, &more[num]);
+			}
+			if (!n)
+				break;
+		}
+		if (err == -ENOENT) /* the end */
+			err = 0;
 	}
 	free(keys);
 	free(values);
-	if (*entries && (!err || err == -ENOENT))
+	if (!err)
 		return num;
 	free(*entries);
 	*entries = NULL;
-	return error("flowmap: %s", strerror(err ? -err : ENOMEM));
+	return error("flowmap: %s", strerror(-err));
 }
 
-json_object *entries_stack(const struct entry *entries, int num, __u32 ifindex)
+json_object *entries_stack(const struct entry *entries, int num)
 {
-	json_object *json = NULL;
+	json_object *json = json_object_new_object(), *dev, *count;
+	char name[IF_NAMESIZE];
 	size_t f;
 	int i;
 
-	for (f = 0; f < ARRAY_SIZE(stack_flags); f++) {
-		int count = 0;
+	for (i = 0; i < num; i++) {
+		const struct bpf_flowmap_value *value = &entries[i].value;
 
-		for (i = 0; i < num; i++)
-			count += entries[i].value.ifindex == ifindex &&
-				 entries[i].value.flags & stack_flags[f].flag;
-		if (!count)
+		if (!(value->flags & BPF_FLOWMAP_NEEDS_STACK) ||
+		    !if_indextoname(value->ifindex, name))
 			continue;
-		if (!json)
-			json = json_object_new_object();
-		add_number(json, stack_flags[f].name, count);
+		if (!json_object_object_get_ex(json, name, &dev))
+			json_object_object_add(json, name, dev = json_object_new_object());
+		for (f = 0; f < ARRAY_SIZE(stack_flags); f++) {
+			if (!(value->flags & stack_flags[f].flag))
+				continue;
+			if (!json_object_object_get_ex(dev, stack_flags[f].name, &count))
+				add_number(dev, stack_flags[f].name, 1);
+			else
+				json_object_int_inc(count, 1);
+		}
 	}
 	return json;
 }
@@ -146,7 +180,7 @@ static void add_mac(json_object *json, const char *name, const __u8 *mac)
 	add_string(json, name, text);
 }
 
-static json_object *flow_json(const struct entry *e, bool counters)
+static json_object *flow_json(const struct entry *e)
 {
 	json_object *in = json_object_new_object(), *out = json_object_new_object();
 	json_object *flow = json_object_new_object();
@@ -178,7 +212,7 @@ static json_object *flow_json(const struct entry *e, bool counters)
 
 	add_bool(flow, "snat", value->flags & BPF_FLOWMAP_SNAT);
 	add_bool(flow, "dnat", value->flags & BPF_FLOWMAP_DNAT);
-	if (counters) {
+	if (e->counters) {
 		add_number(flow, "packets", value->packets);
 		add_number(flow, "bytes", value->bytes);
 	}
@@ -294,21 +328,23 @@ static bool flow_matches(const struct entry *e)
 
 /* Flows */
 
-static int flowmap_show(int flowmap_fd, json_object *list)
+static int flows_once(void)
 {
-	struct bpf_map_info info;
+	json_object *list = json_object_new_array(), *flow;
+	struct device *devices;
 	struct entry *entries;
-	int num, i;
+	int num, devs, i;
 
-	if (map_info(flowmap_fd, &info))
-		return error("flowmap: %s", strerror(errno));
-	num = entries_get(flowmap_fd, &entries);
+	devs = devices_open(&devices, NULL, 0);
+	if (devs <= 0)
+		return devs ? -1 :
+		       error("xdp_ct is on no device of this network namespace: xdp_ct attach DEV");
+	num = entries_get(devices, devs, &entries);
+	devices_close(devices, devs);
 	for (i = 0; i < num; i++) {
-		json_object *flow;
-
 		if (!flow_matches(&entries[i]))
 			continue;
-		flow = flow_json(&entries[i], info.map_extra & BPF_FLOWMAP_COUNTERS);
+		flow = flow_json(&entries[i]);
 		if (opt.json) {
 			json_object_array_add(list, flow);
 		} else {
@@ -317,29 +353,11 @@ static int flowmap_show(int flowmap_fd, json_object *list)
 		}
 	}
 	free(entries);
-	return num < 0 ? -1 : 0;
-}
-
-static int flows_once(void)
-{
-	json_object *list = json_object_new_array();
-	struct device *devices;
-	int num, i, err = 0;
-
-	num = devices_open(&devices, NULL, 0);
-	if (num <= 0)
-		err = num ? -1 :
-		      error("xdp_ct is on no device of this network namespace: xdp_ct attach DEV");
-	for (i = 0; i < num && !err; i++)
-		if (!device_shares(devices, i))
-			err = flowmap_show(devices[i].flowmap_fd, list);
-	if (num >= 0)
-		devices_close(devices, num);
-	if (opt.json && !err)
+	if (opt.json && num >= 0)
 		print_json(list);
 	else
 		json_object_put(list);
-	return err;
+	return num < 0 ? -1 : 0;
 }
 
 int flows(void)
@@ -366,7 +384,6 @@ struct look {
 	int		num;
 	struct device	*devices; /* by number; without file descriptors */
 	int		num_devices;
-	bool		counters;
 };
 
 static int cmp_entries(const void *a, const void *b)
@@ -387,30 +404,15 @@ static void look_free(struct look *l)
 
 static int look_at(struct look *l)
 {
-	struct bpf_map_info info;
-	struct entry *some, *more;
-	int i, num;
+	int i;
 
 	memset(l, 0, sizeof(*l));
 	l->num_devices = devices_open(&l->devices, NULL, 0);
 	if (l->num_devices < 0)
 		return -1;
-	for (i = 0; i < l->num_devices; i++) {
-		if (device_shares(l->devices, i))
-			continue;
-		num = entries_get(l->devices[i].flowmap_fd, &some);
-		more = num < 0 ? NULL : realloc(l->entries, (l->num + num + 1) * sizeof(*more));
-		if (!more) {
-			free(some);
-			return -1;
-		}
-		memcpy(more + l->num, some, num * sizeof(*some));
-		l->entries = more;
-		l->num += num;
-		free(some);
-		if (!map_info(l->devices[i].flowmap_fd, &info))
-			l->counters = info.map_extra & BPF_FLOWMAP_COUNTERS;
-	}
+	l->num = entries_get(l->devices, l->num_devices, &l->entries);
+	if (l->num < 0)
+		return -1;
 	for (i = 0; i < l->num_devices; i++)
 		device_close(&l->devices[i]);
 	if (l->num)
@@ -435,14 +437,14 @@ static json_object *event_begin(const char *event)
 	return json;
 }
 
-static void event_flow(const char *event, const struct entry *e, bool counters)
+static void event_flow(const char *event, const struct entry *e)
 {
 	json_object *json, *flow;
 
 	if (!flow_matches(e))
 		return;
 	json = event_begin(event);
-	flow = flow_json(e, counters);
+	flow = flow_json(e);
 	if (opt.json) {
 		json_object_object_add(json, "flow", flow);
 		print_json(json);
@@ -499,11 +501,11 @@ static void compare(const struct look *old, const struct look *new)
 		cmp = a == old->num ? 1 : b == new->num ? -1 :
 		      cmp_entries(&old->entries[a], &new->entries[b]);
 		if (cmp < 0)
-			event_flow("destroy", &old->entries[a++], old->counters);
+			event_flow("destroy", &old->entries[a++]);
 		else if (cmp > 0)
-			event_flow("new", &new->entries[b++], new->counters);
+			event_flow("new", &new->entries[b++]);
 		else if (flow_changed(&old->entries[a++], &new->entries[b++]))
-			event_flow("update", &new->entries[b - 1], new->counters);
+			event_flow("update", &new->entries[b - 1]);
 	}
 	fflush(stdout);
 }

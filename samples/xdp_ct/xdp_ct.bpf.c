@@ -5,7 +5,8 @@
  * A frame is parsed, looked up and rewritten by what the flowmap says. It is
  * sent only if it is, to the byte, what the stack would have sent; any other
  * is passed up untouched, and counted by reason. Helpers: flowmap.bpf.h; for
- * xdp_ct_strict, which is --strict-tcp, tcp_window.bpf.h.
+ * xdp_ct_strict, which is --strict-tcp, tcp_window.bpf.h. xdp_ct_beside is for
+ * libxdp's dispatcher: see RESIZE.
  */
 #include "flowmap.bpf.h"
 #include "tcp_window.bpf.h"
@@ -42,12 +43,11 @@ struct {
 struct {
 	__uint(priority, 60);
 	__uint(XDP_PASS, 1);
-} _xdp_ct SEC(".xdp_run_config");
+} _xdp_ct_beside SEC(".xdp_run_config");
 
-struct {
-	__uint(priority, 60);
-	__uint(XDP_PASS, 1);
-} _xdp_ct_strict SEC(".xdp_run_config");
+/* What the programs below differ in */
+#define STRICT	1	/* TCP's windows are checked */
+#define RESIZE	2	/* frames may become longer and shorter */
 
 static __always_inline void count(__u32 reason, __u32 bytes)
 {
@@ -81,7 +81,7 @@ static __always_inline bool not_host(struct xdp_md *ctx)
 	return dest != own && dest != bridge_mac;
 }
 
-static __always_inline int forward(struct xdp_md *ctx, bool strict)
+static __always_inline int forward(struct xdp_md *ctx, const int how)
 {
 	struct bpf_flowmap_key key __attribute__((aligned(8)));
 	struct bpf_flowmap_value *value;
@@ -94,6 +94,9 @@ static __always_inline int forward(struct xdp_md *ctx, bool strict)
 	if (reason)
 		return pass(ctx, reason);
 
+	if (!(how & RESIZE) && flowmap_has_trailer(ctx, &key))
+		return pass(ctx, FLOWMAP_RESIZE);
+
 	if (ingress)
 		key.ifindex = ingress;
 	if (skb_mode)
@@ -105,11 +108,12 @@ static __always_inline int forward(struct xdp_md *ctx, bool strict)
 		return pass(ctx, key.tcp_flags & (FLOWMAP_TCP_FIN | FLOWMAP_TCP_RST) ?
 				 FLOWMAP_TCP_CLOSE : FLOWMAP_MISS);
 
-	if (strict && key.l4proto == IPPROTO_TCP && !tcp_window_ok(ctx, &key, value))
+	if (how & STRICT && key.l4proto == IPPROTO_TCP && !tcp_window_ok(ctx, &key, value))
 		return pass(ctx, FLOWMAP_TCP_WINDOW);
 
-	reason = flowmap_rewrite(ctx, &key, value);
-	if (reason == FLOWMAP_HEADROOM)
+	reason = how & RESIZE ? flowmap_rewrite(ctx, &key, value) :
+				flowmap_rewrite_in_place(ctx, &key, value);
+	if (reason == FLOWMAP_HEADROOM || reason == FLOWMAP_RESIZE)
 		return pass(ctx, reason);
 	if (reason) { /* cannot be: the frame is as it was parsed */
 		count(FLOWMAP_ABORTED, key.len);
@@ -125,13 +129,19 @@ static __always_inline int forward(struct xdp_md *ctx, bool strict)
 SEC("xdp")
 int xdp_ct(struct xdp_md *ctx)
 {
-	return forward(ctx, false);
+	return forward(ctx, RESIZE);
 }
 
 SEC("xdp")
 int xdp_ct_strict(struct xdp_md *ctx)
 {
-	return forward(ctx, true);
+	return forward(ctx, STRICT | RESIZE);
+}
+
+SEC("xdp")
+int xdp_ct_beside(struct xdp_md *ctx)
+{
+	return forward(ctx, 0);
 }
 
 char _license[] SEC("license") = "GPL";

@@ -91,6 +91,7 @@ void device_close(struct device *d)
 			close(*fd[i]);
 		*fd[i] = -1;
 	}
+	d->flowmap.id = 0;
 }
 
 /* Which of our maps it is; NULL: none */
@@ -102,7 +103,7 @@ static int *device_map(struct device *d, const struct bpf_map_info *info)
 }
 
 /* It is xdp_ct if it is called so and has our maps */
-static int device_open_prog(struct device *d)
+static int device_open_prog(struct device *d, __u32 id)
 {
 	struct bpf_prog_info info = {};
 	__u32 len = sizeof(info), i;
@@ -110,29 +111,56 @@ static int device_open_prog(struct device *d)
 	__u32 ids[16];
 	int fd, *to;
 
-	d->prog_fd = bpf_prog_get_fd_by_id(d->prog_id);
+	d->prog_fd = bpf_prog_get_fd_by_id(id);
 	if (d->prog_fd < 0)
 		return errno == EPERM ? error_perm() :
-		       error("%s: program %u: %s", d->name, d->prog_id, strerror(errno));
+		       error("%s: program %u: %s", d->name, id, strerror(errno));
 
 	info.map_ids = (unsigned long)ids;
 	info.nr_map_ids = sizeof(ids) / sizeof(*ids);
 	if (bpf_obj_get_info_by_fd(d->prog_fd, &info, &len))
-		return error("%s: program %u: %s", d->name, d->prog_id, strerror(errno));
+		return error("%s: program %u: %s", d->name, id, strerror(errno));
+	d->prog_id = id;
 	memcpy(d->prog_name, info.name, sizeof(d->prog_name));
 	d->strict = !strcmp(d->prog_name, "xdp_ct_strict");
 
 	for (i = 0; i < info.nr_map_ids && i < sizeof(ids) / sizeof(*ids); i++) {
 		fd = bpf_map_get_fd_by_id(ids[i]);
 		to = fd < 0 || map_info(fd, &map) ? NULL : device_map(d, &map);
+		if (to == &d->flowmap_fd)
+			d->flowmap = map;
 		if (to && *to < 0)
 			*to = fd;
 		else if (fd >= 0)
 			close(fd);
 	}
-	if ((strcmp(d->prog_name, "xdp_ct") && !d->strict) || d->flowmap_fd < 0 || d->stats_fd < 0)
+	if (strncmp(d->prog_name, "xdp_ct", strlen("xdp_ct")) ||
+	    d->flowmap_fd < 0 || d->stats_fd < 0)
 		device_close(d);
 	return 0;
+}
+
+/* libxdp's dispatcher calls the programs that are linked to it */
+static int device_open_dispatched(struct device *d)
+{
+	struct bpf_link_info info;
+	__u32 len, id = 0;
+	int fd, err = 0;
+
+	d->dispatcher = d->prog_id;
+	while (!err && d->prog_fd < 0 && !bpf_link_get_next_id(id, &id)) {
+		len = sizeof(info);
+		memset(&info, 0, len);
+		fd = bpf_link_get_fd_by_id(id);
+		if (fd < 0)
+			continue; /* gone meanwhile */
+		if (!bpf_obj_get_info_by_fd(fd, &info, &len) &&
+		    info.type == BPF_LINK_TYPE_TRACING &&
+		    info.tracing.target_obj_id == d->dispatcher)
+			err = device_open_prog(d, info.prog_id);
+		close(fd);
+	}
+	return err;
 }
 
 static int device_open(struct device *d, const char *name)
@@ -164,7 +192,10 @@ static int device_open(struct device *d, const char *name)
 	else if (query.attach_mode == XDP_ATTACHED_MULTI)
 		return error("%s: has several XDP programs: ip link set dev %s xdp off",
 			     name, name);
-	return d->prog_id ? device_open_prog(d) : 0;
+	if (!d->prog_id)
+		return 0;
+	err = device_open_prog(d, d->prog_id);
+	return !err && !strcmp(d->prog_name, "xdp_dispatcher") ? device_open_dispatched(d) : err;
 }
 
 void devices_close(struct device *devices, int num)
@@ -239,7 +270,7 @@ bool device_shares(const struct device *devices, int i)
 	int j;
 
 	for (j = 0; j < i; j++)
-		if (same_map(devices[i].flowmap_fd, devices[j].flowmap_fd))
+		if (devices[i].flowmap.id == devices[j].flowmap.id)
 			return true;
 	return false;
 }
@@ -336,6 +367,7 @@ static int skel_configure(struct xdp_ct_bpf *skel, const struct device *d,
 
 	bpf_program__set_autoload(skel->progs.xdp_ct, !opt.strict);
 	bpf_program__set_autoload(skel->progs.xdp_ct_strict, opt.strict);
+	bpf_program__set_autoload(skel->progs.xdp_ct_beside, false);
 	bpf_map__set_autocreate(skel->maps.tcp_windows, opt.strict);
 	bpf_map__set_map_extra(skel->maps.flowmap, shared->map_extra);
 	if (opt.max_entries)
@@ -404,6 +436,9 @@ static int attach_error(const struct device *d, int err)
 
 static int check_attach(const struct device *d)
 {
+	if (d->dispatcher)
+		return error("%s: has libxdp's dispatcher: see xdp-loader status, and xdp_ct(8)",
+			     d->name);
 	if (d->prog_id && d->prog_fd < 0)
 		return error("%s: has XDP program %s: take it off, or run both by xdp-loader",
 			     d->name, d->prog_name);
@@ -439,9 +474,8 @@ static bool is_named(const char *name)
 static int find_shared(struct shared *shared)
 {
 	__u32 max_entries = opt.max_entries ? opt.max_entries : DEFAULT_ENTRIES;
+	struct device *all, *one = NULL;
 	bool all_named = true, fits;
-	struct bpf_map_info info;
-	struct device *all;
 	int num, i;
 
 	*shared = (struct shared){ -1, -1, -1 };
@@ -451,27 +485,32 @@ static int find_shared(struct shared *shared)
 	if (num < 0)
 		return -1;
 
-	for (i = 0; i < num; i++)
+	for (i = 0; i < num; i++) {
+		if (all[i].dispatcher)
+			continue; /* has maps of its own */
 		all_named &= is_named(all[i].name);
-	if (!num || map_info(all[0].flowmap_fd, &info))
+		one = &all[i];
+	}
+	if (!one)
 		goto out;
 	if (all_named) {
-		fits = info.max_entries == max_entries && info.map_extra == shared->map_extra;
+		fits = one->flowmap.max_entries == max_entries &&
+		       one->flowmap.map_extra == shared->map_extra;
 		if (fits)
-			shared->flowmap_fd = dup(all[0].flowmap_fd);
+			shared->flowmap_fd = dup(one->flowmap_fd);
 		else
-			shared->old_fd = dup(all[0].flowmap_fd);
+			shared->old_fd = dup(one->flowmap_fd);
 		goto out;
 	}
 
-	fits = (!opt.max_entries || info.max_entries == max_entries) &&
-	       !(shared->map_extra & ~info.map_extra);
+	fits = (!opt.max_entries || one->flowmap.max_entries == max_entries) &&
+	       !(shared->map_extra & ~one->flowmap.map_extra);
 	if (!fits) {
 		devices_close(all, num);
 		return error("the flowmap was made with other options: attach all devices at once");
 	}
-	shared->map_extra = info.map_extra;
-	shared->flowmap_fd = dup(all[0].flowmap_fd);
+	shared->map_extra = one->flowmap.map_extra;
+	shared->flowmap_fd = dup(one->flowmap_fd);
 	for (i = 0; i < num && opt.strict && shared->windows_fd < 0; i++)
 		if (all[i].windows_fd >= 0)
 			shared->windows_fd = dup(all[i].windows_fd);
@@ -571,6 +610,9 @@ static int detach(void)
 		if (devices[i].prog_fd < 0)
 			err = error("%s: xdp_ct is not attached: see xdp_ct status",
 				    devices[i].name);
+		else if (devices[i].dispatcher)
+			err = error("%s: is in libxdp's dispatcher: xdp-loader unload %s -i %u",
+				    devices[i].name, devices[i].name, devices[i].prog_id);
 	for (i = 0; i < num && !err; i++) {
 		err = device_set(&devices[i], devices[i].mode, devices[i].prog_fd, -1);
 		if (err)
@@ -622,28 +664,42 @@ const char *mode_name(__u32 mode)
 	       mode == XDP_FLAGS_DRV_MODE ? "native" : "offload";
 }
 
-/* What leaves by @d and must go through the stack, and why */
-static json_object *device_stack(const struct device *d)
+static json_object *status_device(const struct device *d)
 {
-	struct entry *entries;
-	int num = entries_get(d->flowmap_fd, &entries);
-	json_object *json = num < 0 ? NULL : entries_stack(entries, num, d->ifindex);
+	const struct bpf_map_info *map = &d->flowmap;
+	bool counters = map->map_extra & BPF_FLOWMAP_COUNTERS;
+	json_object *json = json_object_new_object();
 
-	free(entries);
+	add_string(json, "dev", d->name);
+	add_bool(json, "attached", d->prog_fd >= 0);
+	if (d->prog_fd < 0) {
+		if (!opt.json)
+			printf("%s: xdp_ct is not attached\n", d->name);
+		return json;
+	}
+	add_string(json, "mode", mode_name(d->mode));
+	add_number(json, "prog_id", d->prog_id);
+	add_number(json, "flowmap_id", map->id);
+	add_number(json, "max_entries", map->max_entries);
+	add_bool(json, "counters", counters);
+	add_bool(json, "strict_tcp", d->strict);
+	add_bool(json, "dispatcher", d->dispatcher);
+	if (!opt.json)
+		printf("%s: mode %s%s%s, program %u, flowmap %u (max_entries %u%s)\n",
+		       d->name, mode_name(d->mode), d->strict ? " strict-tcp" : "",
+		       d->dispatcher ? " in libxdp's dispatcher" : "", d->prog_id,
+		       map->id, map->max_entries, counters ? ", counters" : "");
 	return json;
 }
 
-static void status_print(const struct device *d, const struct bpf_map_info *info,
-			 json_object *stack)
+/* What leaves by a device and must go through the stack, and why */
+static void status_stack(json_object *json, const char *dev, json_object *reasons)
 {
-	printf("%s: mode %s%s, program %u, flowmap %u (max_entries %u%s)\n",
-	       d->name, mode_name(d->mode), d->strict ? " strict-tcp" : "", d->prog_id,
-	       info->id, info->max_entries,
-	       info->map_extra & BPF_FLOWMAP_COUNTERS ? ", counters" : "");
-	if (!stack)
+	json_object_object_add(json, "needs_stack", json_object_get(reasons));
+	if (opt.json)
 		return;
-	json_object_object_foreach(stack, reason, count)
-		printf("%s: to it by the stack: %s flows, needs_stack=%s\n", d->name,
+	json_object_object_foreach(reasons, reason, count)
+		printf("%s: to it by the stack: %s flows, needs_stack=%s\n", dev,
 		       json_object_get_string(count), reason);
 }
 
@@ -652,40 +708,44 @@ static int status(void)
 	json_object *json = json_object_new_object();
 	json_object *list = json_object_new_array();
 	bool loaded = !access(MODULAR_MAPS "/flowmap", F_OK);
-	struct bpf_map_info info;
+	json_object *stack, *one, *reasons;
+	struct entry *entries;
 	struct device *devices;
-	int num, i;
+	int num, flows, i;
 
 	num = devices_open(&devices, opt.names, opt.num_names);
 	if (num < 0)
 		return -1;
+	flows = entries_get(devices, num, &entries);
+	stack = entries_stack(entries, flows);
+	free(entries);
+
 	if (!opt.json)
 		printf("module %s: %sloaded\n", MODULE, loaded ? "" : "not ");
 	for (i = 0; i < num; i++) {
-		json_object *one = json_object_new_object(), *stack;
-		struct device *d = &devices[i];
+		const char *dev = devices[i].name;
 
-		add_string(one, "dev", d->name);
-		add_bool(one, "attached", d->prog_fd >= 0);
+		one = status_device(&devices[i]);
+		if (!json_object_object_get_ex(stack, dev, &reasons))
+			json_object_object_add(stack, dev, reasons = json_object_new_object());
+		status_stack(one, dev, reasons);
+		json_object_object_del(stack, dev);
 		json_object_array_add(list, one);
-		if (d->prog_fd < 0 || map_info(d->flowmap_fd, &info)) {
-			if (!opt.json)
-				printf("%s: xdp_ct is not attached\n", d->name);
-			continue;
-		}
-		stack = device_stack(d);
-		if (!opt.json)
-			status_print(d, &info, stack);
-		add_string(one, "mode", mode_name(d->mode));
-		add_number(one, "prog_id", d->prog_id);
-		add_number(one, "flowmap_id", info.id);
-		add_number(one, "max_entries", info.max_entries);
-		add_bool(one, "counters", info.map_extra & BPF_FLOWMAP_COUNTERS);
-		add_bool(one, "strict_tcp", d->strict);
-		json_object_object_add(one, "needs_stack",
-				       stack ? stack : json_object_new_object());
 	}
 	devices_close(devices, num);
+
+	/* those that xdp_ct is not on, and perhaps cannot send by */
+	json_object_object_foreach(stack, dev, why) {
+		if (opt.num_names)
+			break;
+		one = json_object_new_object();
+		add_string(one, "dev", dev);
+		add_bool(one, "attached", false);
+		status_stack(one, dev, why);
+		json_object_array_add(list, one);
+	}
+	json_object_put(stack);
+
 	add_string(json, "module", MODULE);
 	add_bool(json, "loaded", loaded);
 	json_object_object_add(json, "devices", list);

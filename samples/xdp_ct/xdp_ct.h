@@ -20,10 +20,12 @@ struct device {
 	int	ifindex;
 	__u32	mode;		/* XDP_FLAGS_* of the program attached */
 	__u32	prog_id;	/* 0: none */
+	__u32	dispatcher;	/* libxdp's program, if it is that which is attached */
 	char	prog_name[BPF_OBJ_NAME_LEN];
 	bool	strict;		/* --strict-tcp */
 	int	prog_fd;	/* -1, and so the maps, if it is not xdp_ct */
 	int	flowmap_fd;
+	struct bpf_map_info flowmap;
 	int	stats_fd;
 	int	windows_fd;	/* of --strict-tcp */
 	int	new_fd;		/* what attach has loaded */
@@ -83,12 +85,13 @@ void add_bool(json_object *json, const char *name, bool value);
 struct entry {
 	struct bpf_flowmap_key		key;
 	struct bpf_flowmap_value	value;
+	bool				counters;
 };
 
-/* All entries of a flowmap, to be freed; their number, or -1 */
-int entries_get(int flowmap_fd, struct entry **entries);
-/* {"no_neigh": 2, ...} of those that leave by @ifindex; NULL: none */
-json_object *entries_stack(const struct entry *entries, int num, __u32 ifindex);
+/* All flows, to be freed; their number, or -1 */
+int entries_get(const struct device *devices, int num_devices, struct entry **entries);
+/* {"eth0": {"no_neigh": 2, ...}, ...}: by the device that they leave by */
+json_object *entries_stack(const struct entry *entries, int num);
 int flows(void);
 int monitor(void);
 

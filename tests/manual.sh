@@ -1,0 +1,82 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# What is said of xdp_ct is so: the manual page has all options, reasons and fields,
+# and completion offers the words that there are.
+
+# shellcheck source=tests/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+SAMPLE=$TESTS/../samples/xdp_ct
+
+# options COMMAND: those of its help
+options()
+{
+	xdp_ct "$1" --help | grep -oE -- '^ +(-., )? *--[a-z-]+' | grep -oE -- '--[a-z-]+' |
+		grep -v -- --usage | sort | xargs
+}
+
+# complete WORD...: what is offered for the last
+complete_words()
+{
+	bash -c '. "$0" || exit
+		COMP_WORDS=("$@")
+		COMP_CWORD=$(($# - 1))
+		COMPREPLY=()
+		"$(complete -p xdp_ct | grep -oE -- "-F [^ ]+" | cut -c 4-)"
+		printf "%s\n" "${COMPREPLY[@]}"' "$SAMPLE/xdp_ct.bash-completion" "$@" | sort | xargs
+}
+
+equal "completion: xdp_ct" "--help attach detach flows monitor stats status" \
+	"$(complete_words xdp_ct "")"
+equal "completion: xdp_ct at" attach "$(complete_words xdp_ct at)"
+equal "completion: xdp_ct sta" "stats status" "$(complete_words xdp_ct sta)"
+for command in attach detach status stats flows monitor; do
+	equal "completion: xdp_ct $command --: as in its help" "$(options $command)" \
+		"$(complete_words xdp_ct $command --)"
+done
+equal "completion: a device" lo "$(complete_words xdp_ct attach --counters l)"
+equal "completion: --mode" "native skb" "$(complete_words xdp_ct attach --mode "")"
+equal "completion: --proto u" udp "$(complete_words xdp_ct flows --proto u)"
+equal "completion: --dev" lo "$(complete_words xdp_ct flows --dev l)"
+equal "completion: a number" "" "$(complete_words xdp_ct flows --sport "")"
+matches "completion: --pin: a folder" "^/proc/sys" "$(complete_words xdp_ct attach --pin /proc/sy)"
+
+# missing PREFIX WORD...: those that no line of the manual has behind PREFIX
+missing()
+{
+	local prefix=$1 word
+
+	shift
+	for word; do
+		grep -qE -- "$prefix$word( |\$)" "$SAMPLE/xdp_ct.8" || echo "$word"
+	done
+}
+
+# shellcheck disable=SC2046 # words
+for command in attach detach status stats flows monitor; do
+	equal "manual: options of $command" "" \
+		"$(missing 'Fl (. , )?-' $(options $command | sed 's/--//g'))"
+done
+reasons=$(sed -n '/^enum flowmap_reason/,/^}/s/^\tFLOWMAP_\([A-Z_]*\),.*/\L\1/p' \
+	"$SAMPLE/flowmap.bpf.h" | grep -vx forwarded)
+# shellcheck disable=SC2086 # words
+equal "manual: the $(wc -w <<< "$reasons") reasons" "" "$(missing '(It Cm|Cm|\.Pq Cm) ' $reasons)"
+# shellcheck disable=SC2046 # words
+equal "manual: why a flow needs the stack" "" "$(missing 'It Cm ' \
+	$(sed -n 's/^\t{ BPF_FLOWMAP_[A-Z_]*,\t"\([a-z_]*\)" },/\1/p' "$SAMPLE/flows.c"))"
+
+hosts
+ruleset
+on router xdp_ct attach rc rs --counters
+python3 -c 'from flows import UdpFlow; UdpFlow().talk()'
+for command in status flows; do
+	words=$(on router xdp_ct $command --json | jq -r '[paths |
+		map(select(type == "string")) | last // empty] | unique | .[]' | xargs)
+	[ "$(wc -w <<< "$words")" -ge 8 ]
+	result $? "manual: JSON of $command has fields" "$words"
+	# shellcheck disable=SC2086 # words
+	equal "manual: JSON of $command" "" "$(missing '(^| )' $words)"
+done
+cleanup
+finish
