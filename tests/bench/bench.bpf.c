@@ -36,15 +36,8 @@ const volatile bool tcp;
 __u8 tcp_flags;		/* what generate() sends */
 __be32 tcp_seq[2];	/* and acknowledges */
 __u32 step = 1;		/* from flow to flow */
-__u32 next;		/* flow */
-__u32 sent;
-__u32 first, last;	/* packets between which time is taken */
-__u64 start, end;
 
-struct {
-	__u64 n;
-	__u64 pad[7];
-} counted[8];		/* by processor */
+struct bench_cpu cpus[CPUS];	/* by processor */
 
 typedef __u16 __attribute__((may_alias)) u16a;
 typedef __u32 __attribute__((may_alias)) u32a;
@@ -57,22 +50,28 @@ static __always_inline __u16 fold(__u64 sum)
 	return ~((sum & 0xffff) + (sum >> 16));
 }
 
+static __always_inline struct bench_cpu *this_cpu(void)
+{
+	return &cpus[bpf_get_smp_processor_id() & (CPUS - 1)];
+}
+
 SEC("xdp")
 int generate(struct xdp_md *ctx)
 {
 	void *data_end = (void *)(long)ctx->data_end;
 	void *data = (void *)(long)ctx->data;
+	struct bench_cpu *cpu = this_cpu();
 	__u16 sport, dport, check;
-	__u32 flow = next;
+	__u32 flow = cpu->next;
 	__u64 sum;
 	int i;
 
-	if (sent == first)
-		start = bpf_ktime_get_ns();
-	else if (sent == last)
-		end = bpf_ktime_get_ns();
-	sent++;
-	next = (flow + step) % flows;
+	if (cpu->sent == cpu->first)
+		cpu->start = bpf_ktime_get_ns();
+	else if (cpu->sent == cpu->last)
+		cpu->end = bpf_ktime_get_ns();
+	cpu->sent++;
+	cpu->next = (flow + step) % flows;
 	if (data + frame.len > data_end || data + frame.ports + 4 > data_end ||
 	    data + frame.check + 2 > data_end)
 		return XDP_ABORTED;
@@ -102,7 +101,7 @@ int generate(struct xdp_md *ctx)
 
 static __always_inline void count(void)
 {
-	counted[bpf_get_smp_processor_id() & 7].n++;
+	this_cpu()->counted++;
 }
 
 /* Is it one of ours, from @from if that is not 0? All else is the stack's */

@@ -12,6 +12,10 @@
  * bench [-6] [-s SOURCE] -m MAPS -f FLOWS control
  *	open FLOWS while there are MAPS flowmaps, take the router's device down,
  *	and print nanoseconds a flow that both take, and bytes a flow of a map
+ * bench [-6] [-t] [-v VLAN] [-s SOURCE] -f FLOWS -n PACKETS -r RUNS scale
+ *	send from one processor and from all at once, each on flows of its own,
+ *	and print how many packets all have sent for one of one alone, a line a
+ *	run. The machine does other things, too: the best of many turns count
  * bench clock
  *	print nanoseconds an instruction of a loop of known length
  *
@@ -33,8 +37,10 @@
 #include <netinet/ip6.h>
 #include <netinet/tcp.h>
 #include <netinet/udp.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,6 +61,7 @@
 #define WARM	(4 * BATCH)	/* before and behind the packets that count */
 #define CHUNK	100000	/* packets that are sent without a pause for kernel threads */
 #define MAPS	8
+#define TURNS	64	/* of a run on several processors */
 
 static struct {
 	const char	*command;
@@ -173,32 +180,57 @@ static void frame_make(struct bench_frame *f)
 	f->sum += sum16(p, l4_len);
 }
 
-/* Nanoseconds a packet, from @first to @last of @packets; dies unless all arrive */
-static double send_packets(__u32 packets, __u32 first, __u32 last)
+static void generate(__u32 packets)
 {
 	LIBBPF_OPTS(bpf_test_run_opts, run, .repeat = packets,
 		    .data_in = (void *)skel->rodata->frame.data,
 		    .data_size_in = skel->rodata->frame.len,
 		    .flags = BPF_F_TEST_XDP_LIVE_FRAMES);
-	__u64 counted = 0;
-	int i, err;
+	int err = bpf_prog_test_run_opts(bpf_program__fd(skel->progs.generate), &run);
 
-	memset(skel->bss->counted, 0, sizeof(skel->bss->counted));
-	skel->bss->sent = 0;
-	skel->bss->first = first;
-	skel->bss->last = last;
-	err = bpf_prog_test_run_opts(bpf_program__fd(skel->progs.generate), &run);
 	if (err)
 		die("BPF_PROG_TEST_RUN", err);
+}
+
+/* To be sent on this processor, time to be taken from @first to @last of them */
+static void prepare(struct bench_cpu *cpu, __u32 first, __u32 last)
+{
+	cpu->sent = 0;
+	cpu->first = first;
+	cpu->last = last;
+}
+
+/* Dies unless all of @packets have arrived since the last time */
+static void all_arrived(__u32 packets)
+{
+	__u64 counted = 0;
+	int i;
+
 	usleep(1000); /* what is still on its way */
-	for (i = 0; i < 8; i++)
-		counted += skel->bss->counted[i].n;
+	for (i = 0; i < CPUS; i++) {
+		counted += skel->bss->cpus[i].counted;
+		skel->bss->cpus[i].counted = 0;
+	}
 	if (counted != packets) {
 		fprintf(stderr, "bench: sent %u packets, %llu arrived%s%s\n", packets,
 			counted, opt.source ? " from " : "", opt.source ?: "");
 		exit(1);
 	}
-	return (double)(skel->bss->end - skel->bss->start) / (last - first);
+}
+
+/* Nanoseconds a packet */
+static double took(const struct bench_cpu *cpu)
+{
+	return (double)(cpu->end - cpu->start) / (cpu->last - cpu->first);
+}
+
+/* Nanoseconds a packet, from @first to @last of @packets; dies unless all arrive */
+static double send_packets(__u32 packets, __u32 first, __u32 last)
+{
+	prepare(skel->bss->cpus, first, last);
+	generate(packets);
+	all_arrived(packets);
+	return took(skel->bss->cpus);
 }
 
 static void open_all(void)
@@ -230,7 +262,8 @@ static void open_all(void)
 	err = bench_bpf__load(skel);
 	if (err)
 		die("bench.bpf.o", err);
-	server = !strcmp(opt.command, "run") ? skel->progs.sink : skel->progs.answer;
+	server = !strcmp(opt.command, "run") || !strcmp(opt.command, "scale") ?
+		 skel->progs.sink : skel->progs.answer;
 	/* the client drops its replies */
 	skel->links.drop = bpf_program__attach_xdp(skel->progs.drop, f.ifindex);
 	if (!skel->links.drop)
@@ -277,26 +310,26 @@ static void clock_check(void)
 static double send_all(void)
 {
 	__u32 left, n;
-	double took;
+	double time;
 
-	skel->bss->next = 0;
+	skel->bss->cpus[0].next = 0;
 	for (left = opt.flows; left; left -= n) {
 		n = left < CHUNK ? left : CHUNK;
-		took = send_packets(n, n / 4, n / 4 + (n + 1) / 2);
+		time = send_packets(n, n / 4, n / 4 + (n + 1) / 2);
 	}
-	return opt.flows > 1 ? took : 0;
+	return opt.flows > 1 ? time : 0;
 }
 
 /* Return: nanoseconds a flow */
 static double setup(void)
 {
-	double took;
+	double time;
 
 	/* the first may be there already, from a set-up of fewer */
 	tcp_header(TCP_SYN, 1000, 0);
-	took = send_all();
+	time = send_all();
 	tcp_header(TCP_ACK, 1001, 2);
-	return opt.tcp ? took + send_all() : took;
+	return opt.tcp ? time + send_all() : time;
 }
 
 /* Take the router's device down. Return: nanoseconds that its flows took of that */
@@ -371,27 +404,97 @@ static void control(void)
 static void run(void)
 {
 	const __u32 packets = opt.packets + 2 * WARM, first = first_flow(opt.seed, opt.flows);
-	__u32 i;
+	__u32 *next = &skel->bss->cpus[0].next, i;
 
 	skel->data->step = STEP;
 	/* routes may have changed with a device, and ended flows: the stack opens them again */
 	for (i = 0; i < 2; i++) {
-		skel->bss->next = first;
+		*next = first;
 		send_packets(packets, 0, packets - 1);
 		sleep(3);
 	}
 	watch();
 	for (i = 0; i < opt.runs; i++) {
-		skel->bss->next = first;
+		*next = first;
 		if (opt.idle)
 			sleep(2);
 		else
 			send_packets(packets, 0, packets - 1);
-		skel->bss->next = first;
+		*next = first;
 		printf("%.1f\n", send_packets(packets, WARM, WARM + opt.packets));
 	}
 	if (opt.runs)
 		watch();
+}
+
+struct sender {
+	pthread_t		thread;
+	pthread_barrier_t	*together;
+	int			cpu;
+};
+
+static void *send_on(void *data)
+{
+	struct sender *s = data;
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(s->cpu, &set);
+	if (sched_setaffinity(0, sizeof(set), &set))
+		die("sched_setaffinity", 0);
+	pthread_barrier_wait(s->together);
+	generate(opt.packets + 2 * WARM);
+	return NULL;
+}
+
+/* Return: packets a nanosecond, from processors 0 to @cpus - 1 at once */
+static double rate(int cpus)
+{
+	__u64 start = UINT64_MAX, end = 0;
+	struct sender senders[CPUS];
+	pthread_barrier_t together;
+	int i;
+
+	skel->data->step = STEP * cpus; /* shares no flow if @cpus divides them */
+	pthread_barrier_init(&together, NULL, cpus);
+	for (i = 0; i < cpus; i++) {
+		struct sender *s = &senders[i];
+
+		s->cpu = i;
+		s->together = &together;
+		skel->bss->cpus[i].next = i;
+		prepare(&skel->bss->cpus[i], WARM, WARM + opt.packets);
+		if (pthread_create(&s->thread, NULL, send_on, s))
+			die("pthread_create", 0);
+	}
+	for (i = 0; i < cpus; i++) {
+		const struct bench_cpu *cpu = &skel->bss->cpus[i];
+
+		pthread_join(senders[i].thread, NULL);
+		start = cpu->start < start ? cpu->start : start;
+		end = cpu->end > end ? cpu->end : end;
+	}
+	all_arrived(cpus * (opt.packets + 2 * WARM));
+	return (double)cpus * opt.packets / (end - start);
+}
+
+static void scale(void)
+{
+	int cpus = sysconf(_SC_NPROCESSORS_ONLN);
+	double got, one, all;
+	__u32 i, turn;
+
+	for (i = 0; i < opt.runs; i++) {
+		one = 0;
+		all = 0;
+		for (turn = 0; turn < TURNS; turn++) {
+			got = rate(1);
+			one = got > one ? got : one;
+			got = rate(cpus);
+			all = got > all ? got : all;
+		}
+		printf("%.3f\n", all / one);
+	}
 }
 
 static const struct argp_option options[] = {
@@ -463,7 +566,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 int main(int argc, char **argv)
 {
-	const struct argp argp = { options, parse, "setup|run|control|clock",
+	const struct argp argp = { options, parse, "setup|run|control|scale|clock",
 				   NULL, NULL, NULL, NULL };
 	const struct sched_param fifo = { .sched_priority = 50 };
 
@@ -481,7 +584,10 @@ int main(int argc, char **argv)
 		control();
 	} else {
 		tcp_header(TCP_ACK, 1001, 2);
-		run();
+		if (!strcmp(opt.command, "scale"))
+			scale();
+		else
+			run();
 	}
 	return 0;
 }

@@ -25,4 +25,16 @@ struct bench_frame {
 	unsigned int	ifindex;
 };
 
+#define CPUS		8
+
+/* What a processor sends, and has counted */
+struct bench_cpu {
+	unsigned int		next;		/* flow */
+	unsigned int		sent;
+	unsigned int		first, last;	/* packets between which time is taken */
+	unsigned long long	start, end;
+	unsigned long long	counted;
+	unsigned long long	pad[3];		/* a line of cache of its own */
+};
+
 #endif

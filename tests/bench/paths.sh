@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# paths.sh RUNS PACKETS SEED {4|6}-{udp|tcp}-{nat|plain}-{untagged|vlan}:FLOWS[,FLOWS]... ...
+# paths.sh RUNS PACKETS SEED {{4|6}-{udp|tcp}-{nat|plain}-{untagged|vlan}:FLOWS[,FLOWS]...|control}...
 #
 # In the guest: what a packet costs on each path through a router (r) between a
 # client (c) and a server (s), all namespaces joined by veth. Prints a line
@@ -9,7 +9,9 @@
 # opened once, by packets of both directions, and all paths of the flowtable
 # run on the same. That a path is what it is called is proven for each row: by
 # the router's count of redirected XDP frames and of packets that it routed.
-# On the unpatched kernel (VM_KERNEL=stock) without the rows of XDP and the map.
+# On the unpatched kernel (VM_KERNEL=stock) without the rows of XDP and the map; on
+# several processors only how xdp_ct scales. control: what flows cost that come and go,
+# best in a guest of its own.
 
 R="nsenter --net=/run/netns/r"
 if [ "$1" = way ]; then
@@ -27,9 +29,10 @@ if [ $# != 4 ]; then
 	done
 	exit
 fi
-IFS=-:, read -r family proto nat tag flow_list <<< "$4"
+config=${4/#control/4-udp-nat-untagged:20000}
+IFS=-:, read -r family proto nat tag flow_list <<< "$config"
 IFS=, read -ra all_flows <<< "$flow_list"
-# the map alone and the control path, once
+# the map alone, once
 more=0
 [[ $4 != 4-udp-nat-untagged:*,* ]] || more=1
 bench=$FLOWMAP_BUILD/bench/bench
@@ -195,14 +198,17 @@ column()
 # what it takes to open a flow, two packets on the slow path, to end it and to hold it
 control()
 {
-	local maps i out n=20000
+	local maps i out line n=${all_flows[0]}
 
+	# before RCU's threads: else what flows have held is freed while the next end, or not
+	pgrep kworker/0: | xargs -n 1 chrt -f -p 1
 	for maps in 0 1 4; do
 		[ "$maps.$kernel" != 1.stock ] || break
 		out=
-		for ((i = 0; i < runs; i++)); do
+		for ((i = -1; i < runs; i++)); do # the first is not like the others
 			ruleset "$flowtable" "flow add @ft"
-			out+=$("$bench" -s "$masq" -f $n -m $maps control)$'\n' || exit 1
+			line=$("$bench" -s "$masq" -f "$n" -m $maps control) || exit 1
+			((i < 0)) || out+=$line$'\n'
 			ip -n r link set r0 up
 			neighbours
 			$R nft delete table inet fw
@@ -215,10 +221,43 @@ control()
 	done
 }
 
+# what all processors forward by xdp_ct, each flows of its own, against one
+scale()
+{
+	local f=${all_flows[0]} n out
+	n=$(nproc)
+
+	for dev in c:c0 r:r0 r:r1 s:s0; do
+		ip netns exec "${dev%:*}" ethtool -L "${dev#*:}" rx "$n" tx "$n" || exit 1
+	done
+	ruleset "$flowtable" "flow add @ft"
+	"$bench" "${opts[@]}" -s "$masq" -f "$f" setup > /dev/null || exit 1
+	# shellcheck disable=SC2046
+	$R xdp_ct attach $(max "$f") r0 r1 || exit 1
+	out=$("$bench" "${opts[@]}" -s "$masq" -f "$f" -n "$packets" -r "$runs" scale) || exit 1
+	echo "row kind=scaling path=xdp_ct,$n-processors flows=$f samples=$(column 1 "$out")"
+	$R xdp_ct detach
+}
+
+# the bench's threads wait for nobody
+trap 'ip -all netns del' EXIT
 sysctl -qw kernel.sched_rt_runtime_us=-1
+for f in /sys/kernel/debug/sched/fair_server/cpu*/runtime; do
+	echo 0 > "$f"
+done
 topology
 ulimit -l unlimited
+flowtable="flowtable ft { hook ingress priority filter; devices = { r0, r1 }; }"
+if [ "$(nproc)" -gt 1 ]; then
+	scale
+	exit
+fi
 echo "info kernel=$(uname -r) nft=$(nft -v | cut -d' ' -f2) xdp-tools=$(xdp-forward load --version 2>&1 | awk '{ print $3; exit }') seed=$seed clock=$("$bench" clock)"
+
+if [ "$4" = control ]; then
+	control
+	exit
+fi
 
 # without a tag: to take it off is work that is not the floor's
 with=("${opts[@]}") opts=("${plain[@]}")
@@ -228,8 +267,6 @@ $R ip link set dev r0 xdp off
 opts=("${with[@]}")
 row forward 1 "$client" 0 1
 
-flowtable="flowtable ft { hook ingress priority filter; devices = { r0, r1 }; }"
-[ $more = 0 ] || control
 ruleset "$flowtable" "flow add @ft"
 for f in "${all_flows[@]}"; do
 	"$bench" "${opts[@]}" -s "$masq" -f "$f" setup > /dev/null || exit 1
@@ -243,6 +280,3 @@ for f in "${all_flows[@]}"; do
 	row conntrack "$f" "$masq" 0 1
 done
 
-for n in c r s; do
-	ip netns del "$n"
-done

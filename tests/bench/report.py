@@ -4,17 +4,18 @@
 
 Samples of a row are runs of the same: the median is the figure, and a row whose
 samples lie further apart than SPREAD is refused, as are times that are not
-instructions. All is written to the file JSON, what the chart shows to DATA.
+instructions. Of instructions that is all samples, of times by the wall clock, in
+which the machine does other things, too, the half in the middle. All is written to the file JSON, what the chart shows to DATA.
 A line 'none kind=KIND REASON...' says what could not be measured here.
 """
 import json
 import statistics
 import sys
 
-# (largest - smallest) / median. While flows end or are read, what else waited is
-# freed or is not; the machine's own clock sees all that it does beside.
-SPREAD = {"path": 0.01, "map": 0.01, "dump": 0.25, "memory": 0.01, "open": 0.02,
-          "end": 0.25, "native": 0.25}
+# of the median. What flows cost that end differs from time to time for a cause not known
+SPREAD = 0.01
+SPREAD_END = 0.35
+SPREAD_WALL = 0.3
 CLOCK = 0.005  # a nanosecond is an instruction, timer interrupts aside
 
 UNITS = {"path": "instructions a packet", "map": "instructions a look-up",
@@ -26,12 +27,17 @@ TITLES = {"map": "the map alone", "native": "look-ups in user-mode Linux, caches
           "memory": "memory", "scaling": "two processors"}
 ORDER = ["floor", "xdp_ct", "xdp_ct+refresh", "xdp_ct+counters", "xdp-forward",
          "forward", "flowtable", "conntrack"]
+WALL = ("native", "scaling")
+SLOW = ("forward", "conntrack", "open,0-maps")
 CONFIG = ("family", "proto", "nat", "tag")
 MAIN = ("ipv4", "udp", "nat", "untagged")
 
 
 def fail(text):
     sys.exit(f"error: {text}")
+
+
+refused = []
 
 
 def make_row(fields):
@@ -43,14 +49,16 @@ def make_row(fields):
     row.setdefault("kind", "path")
     row.setdefault("kernel", "flowmap")
     row["unit"] = UNITS[row["kind"]]
-    row["value"] = round(statistics.median(samples), 1)
+    row["value"] = round(statistics.median(samples), 2)
     row["samples"] = samples
     name = " ".join(fields.values())
     print("  " + name, row["value"], file=sys.stderr, flush=True)
-    bound = SPREAD[row["path"].split(",")[0] if row["kind"] == "control" else row["kind"]]
-    spread = (max(samples) - min(samples)) / (row["value"] or 1)
+    wall = row["kind"] in WALL
+    bound = SPREAD_WALL if wall else SPREAD_END if row["path"].startswith("end") else SPREAD
+    low, *_, high = statistics.quantiles(samples, n=4) if wall else sorted(samples)
+    spread = row["spread"] = round((high - low) / (row["value"] or 1), 4)
     if spread > bound:
-        fail(f"{name}: runs differ by {spread:.1%}, over {bound:.0%}: {samples}")
+        refused.append(f"{name}: runs differ by {spread:.1%}, over {bound:.0%}: {samples}")
     return row
 
 
@@ -67,8 +75,8 @@ def read():
                             "reason": " ".join(fields[1:])})
         else:
             print(line, end="", file=sys.stderr)
-    if not rows:
-        fail("no rows")
+    if refused or not rows:
+        fail("\n".join(refused) or "no rows")
     return info, rows, missing
 
 
@@ -112,8 +120,9 @@ def others(kind, rows, missing):
         print(f"\n{TITLES[kind]}: {UNITS[kind]}")
         flows = sorted({r["flows"] for r in mine})
         cells = cells_of(mine)
+        digits = 2 if kind == "scaling" else 1
         table(["flows"] + [f"{n:,}" for n in flows],
-              [[p] + [f"{cells[p, n]:.1f}" if (p, n) in cells else "" for n in flows]
+              [[p] + [f"{cells[p, n]:.{digits}f}" if (p, n) in cells else "" for n in flows]
                for p in dict.fromkeys(r["path"] for r in mine)])
     for m in missing:
         if m["kind"] == kind:
@@ -148,6 +157,7 @@ def goals(rows):
         if r["kind"] == "path":
             path[config_of(r)][r["path"], r["flows"]] = r.get("above_floor", 0)
     alone = cells_of(r for r in rows if r["kind"] == "map")
+    native = cells_of(r for r in rows if r["kind"] == "native")
     control = cells_of(r for r in rows if r["kind"] == "control")
     memory = [r["value"] for r in rows if r["kind"] == "memory"]
     found = []
@@ -171,12 +181,16 @@ def goals(rows):
     for n in sorted({k[1] for k in alone}):
         goal(f"hit against the hash map's, {n:,}", 1,
              lambda: alone["flowmap-hit", n] / alone["hash-hit", n], 2)
+    for n in sorted({k[1] for k in native}):
+        goal(f"the same by the clock, caches included, {n:,}", 1,
+             lambda: native["flowmap-hit", n] / native["hash-hit", n], 2)
     goal("hit, 1,000,000 against 1,000", 1.1,
          lambda: alone["flowmap-hit", 1000000] / alone["flowmap-hit", 1000], 2)
     goal("a flow opened, one map against none", 1.1,
          lambda: control["open,1-maps", 20000] / control["open,0-maps", 20000], 2)
     goal("slow path, against the unpatched kernel", 1,
-         lambda: statistics.median(r["against_stock"] for r in rows if "against_stock" in r), 2)
+         lambda: max(r["against_stock"] for r in rows
+                     if "against_stock" in r and r["path"] in SLOW), 2)
     goal("memory a flow", 384, lambda: max(memory))
     if lines:
         print("\ngoals")
@@ -207,7 +221,8 @@ def main():
     kernels([r for r in rows if r["kernel"] == "stock"], ours)
     found = goals(ours) if any(r["kind"] != "path" for r in ours) else []
     with open(sys.argv[1], "w", encoding="ascii") as f:
-        json.dump({"info": info, "spread_bound": SPREAD, "goals": found,
+        json.dump({"info": info, "spread_bound": {"instructions": SPREAD, "end": SPREAD_END,
+                                                     "wall": SPREAD_WALL}, "goals": found,
                    "rows": rows + missing}, f, indent=1)
         f.write("\n")
     if len(sys.argv) > 2:

@@ -3,9 +3,9 @@
 #
 # run.sh [quick|demo]: make bench, make bench-quick, the end of make demo. Has
 # paths.sh measure in the guest, one instruction a nanosecond, on our kernel and,
-# without quick, on the unpatched one. Prints tables; all figures go to
-# build/bench.json, the main paths as a chart to build/bench.svg. SEED: which
-# flow comes first.
+# without quick, on the unpatched one, and um/run.sh by the clock. Prints tables; all
+# figures go to build/bench.json, the main paths as a chart to build/bench.svg.
+# SEED: which flow comes first.
 
 # shellcheck source=tests/vm/lib.sh
 . "$(dirname "$0")/../vm/lib.sh"
@@ -37,13 +37,19 @@ quick)
 	"$REPO/tests/vm/kernel.sh" stock || exit 1
 	rows()
 	{
+		guest flowmap 3 20480 control && guest stock 3 20480 control &&
 		guest flowmap 3 20480 4-udp-nat-untagged:1,1000,100000,1000000 \
 			6-udp-nat-untagged:1,1000 4-tcp-nat-untagged:1 6-tcp-nat-untagged:1 \
 			4-udp-plain-untagged:1 6-udp-plain-untagged:1 \
 			4-udp-nat-vlan:1 6-udp-nat-vlan:1 &&
 		guest stock 3 20480 4-udp-nat-untagged:1,1000 &&
-		echo "none kind=native there is no KUnit suite for user-mode Linux yet" &&
-		echo "none kind=scaling QEMU's emulation runs both processors in one thread"
+		"$here/um/run.sh" &&
+		if [ "$(nproc)" -gt 1 ]; then
+			VM_THREAD=multi "$REPO/tests/vm/run" "$here/paths.sh" 5 3200 "$seed" \
+				4-udp-nat-untagged:1000
+		else
+			echo "none kind=scaling this machine has one processor"
+		fi
 	}
 	;;
 *)
