@@ -10,10 +10,12 @@ help:
 	@echo 'make demo              NAT real connections in XDP, in a virtual machine'
 	@echo 'make check             run all tests there (TESTS="tests/a.sh ..." for some)'
 	@echo 'make check-debug       the same on a kernel with KASAN, lockdep, kmemleak and faults'
+	@echo 'make check-kernel      that nothing is lost for the rest of the kernel'
+	@echo 'make coverage          check-debug, and which lines of the kernel files it ran'
 	@echo 'make shell             the guest of the demo, up, with a prompt'
 	@echo 'make bench             instructions a packet, path by path (bench-quick: the main ones)'
 	@echo 'make lint              checkpatch, sparse and shellcheck'
-	@echo 'make kernel            build what the guest boots (KERNEL=flowmap|stock|debug)'
+	@echo 'make kernel            build what the guest boots (KERNEL=flowmap|stock|off|debug)'
 	@echo 'make apply KSRC=dir    lay overlay and patches over your kernel tree'
 	@echo 'make series            write it all as patches for git am, in build/series/'
 	@echo 'make clean             remove build/'
@@ -52,6 +54,12 @@ check: setup
 check-debug: KERNEL = debug
 check-debug: check
 
+check-kernel: source rootfs
+	@$(VM)/check-kernel.sh
+
+coverage: check-debug
+	@$(VM)/coverage.sh
+
 bench: setup
 	@tests/bench/run.sh
 
@@ -71,4 +79,4 @@ clean:
 	rm -rf build
 
 .NOTPARALLEL:
-.PHONY: help packages source kernel rootfs progs setup demo shell check check-debug bench bench-quick lint apply series clean
+.PHONY: help packages source kernel rootfs progs setup demo shell check check-debug check-kernel coverage bench bench-quick lint apply series clean

@@ -83,11 +83,6 @@ new_conntracks()
 	END { printf "%d|%s|%s", total, line, nat }'
 }
 
-forwarded()
-{
-	on router xdp_ct stats --json | jq '[.. | .forwarded? | .packets? // empty] | add // 0'
-}
-
 # transfer NAME COMMAND...: run it, then note who carried its packets
 transfer()
 {
@@ -95,10 +90,10 @@ transfer()
 
 	shift
 	seen=$(on router conntrack -L -o id 2> /dev/null | grep -o ' id=[0-9]*' | cut -d= -f2 | xargs)
-	before=$(forwarded)
+	before=$(counted)
 	"$@" || whole=DAMAGED
 	IFS='|' read -r total line nat <<< "$(new_conntracks)"
-	xdp=$(($(forwarded) - before))
+	xdp=$(($(counted) - before))
 	share=$((total ? 1000 * xdp / total : 0))
 	[ "$whole" = whole ] && [ "$share" -ge 990 ] || bad=1
 	rows+=("$(printf '%-16s %-41s %-24s %4d %7d %5s%% %s' "$name" "$line" "$nat" \

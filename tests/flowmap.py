@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Cases of flowmap.sh; the hosts and the ruleset are up"""
+import ctypes
 import errno
+import json
 import os
 import random
 import socket
@@ -9,12 +11,14 @@ import threading
 import time
 import traceback
 
-from lib import (ACK, BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, COUNTERS, DNAT, FIN, HOOKS,
-                 IPS_OFFLOAD, KEY_STACK, MAP_LOOKUP_BATCH, NEEDS_STACK, REPLY, RST, SNAT, TCP, UDP,
-                 Lookup, Map, check, credit, csum, end, expect, fails, ifindex, ipv4, mac, make_key,
-                 netns, not_ok, on, parse_key, parse_value, run, sysctl, tcp, udp, wait_for,
-                 with_facts)
-from flows import (CLIENT, INSIDE, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, gone, ports,
+from lib import (ACK, BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, BTF_LOAD, COUNTERS, DNAT, FIN,
+                 HOOKS, IPS_OFFLOAD, KEY_STACK, LOOKUP, MAP_DELETE_BATCH,
+                 MAP_LOOKUP_AND_DELETE_BATCH, MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, NEEDS_STACK,
+                 PROG_SCHED_ACT, PROG_SCHED_CLS, REPLY, RST, SNAT, TCP, UDP, VALUE_FIELDS, Fd,
+                 Iterator, Lookup, Map, Prog, bpf, calls, check, credit, csum, end, expect, fails,
+                 ipv4, mac, make_key, netns, not_ok, obj_get, on, parse_key, parse_value, run,
+                 sysctl, tcp, udp, wait_for, with_facts)
+from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, gone, proc_maps,
                    published, router_map, value)
 
 
@@ -60,6 +64,34 @@ def test_create():
     info = m.info()
     expect("create: info tells type, sizes and entries", (65537, 64, 112, 2),
            (info["type"], info["key_size"], info["value_size"], info["max_entries"]))
+
+
+def btf(*structs):
+    """BTF of structures (size, offsets of their members), types 2 and up"""
+    types = struct.pack("=4I", 0, 1 << 24, 1, 8)  # 1: an integer of a byte
+    for size, offsets in structs:
+        types += struct.pack("=3I", 0, 4 << 24 | len(offsets), size)
+        types += b"".join(struct.pack("=3I", 0, 1, 8 * o) for o in offsets)
+    data = ctypes.create_string_buffer(
+        struct.pack("=HBB5I", 0xeb9f, 1, 0, 24, 0, len(types), len(types), 1) + types + b"\0")
+    return Fd(bpf(BTF_LOAD, struct.pack("=QQII", ctypes.addressof(data), 0, len(data) - 1, 0))[0])
+
+
+def test_btf():
+    key = (64, (0, 4, 6, 8, 9, 10, 12, 20, 24, 56, 60, 61, 62))
+    value = (112, (0, 4, 8, 14, 20, 22, 24, 32, 34, 36, 38, 40, 72, 76, 80, 84, 86, 87, 88, 96, 104,
+                   108))
+    good = btf(key, value)
+    check("BTF: of the UAPI's structures is taken", router_map(btf=(good.fd, 2, 3)))
+    for what, structs in (
+            ("a member of the key elsewhere", ((64, (0, 4, 7) + key[1][3:]), value)),
+            ("one member fewer in the key", ((64, key[1][:-1]), value)),
+            ("a member of the value elsewhere", (key, (112, value[1][:-2] + (100, 108)))),
+            ("one member more in the value", (key, (112, value[1] + (110,))))):
+        other = btf(*structs)
+        fails(f"BTF: {what} is refused", errno.EINVAL, router_map, btf=(other.fd, 2, 3))
+    fails("BTF: key and value exchanged are refused", errno.EINVAL, router_map,
+          btf=(good.fd, 3, 2))
 
 
 def test_announce():
@@ -190,24 +222,27 @@ def test_counters():
 
 
 def test_life():
-    sysctl("router", "net.netfilter.nf_flowtable_udp_timeout", 2)
-    m = router_map()
-    busy, idle = UdpFlow(), UdpFlow()
-    find = Lookup(m)
-    start = time.monotonic()
-    while time.monotonic() < start + 6 and find(busy.key):
-        time.sleep(0.3)
-    check("life: look-ups keep a flow for thrice its time-out", time.monotonic() >= start + 6,
-          f"gone after {time.monotonic() - start:.1f} s")
-    check("life: its conntrack entry stays offloaded", conntrack("udp", busy.port).offload)
-    check("life: an idle flow expires", gone(m, idle))
-    check("life: its conntrack entry is not offloaded any more",
-          not conntrack("udp", idle.port).offload)
-    check("life: the idle connection works still", idle.talk())
-    check("life: and is published again", wait_for(lambda: published(m, idle)))
-    check("life: user space's reads keep nothing alive",
-          wait_for(lambda: gone(m, idle), timeout=6))
-    sysctl("router", "net.netfilter.nf_flowtable_udp_timeout", 30)
+    for proto, kind, other in (("udp", UdpFlow, TcpFlow), ("tcp", TcpFlow, UdpFlow)):
+        name = f"life: {proto}"
+        sysctl("router", f"net.netfilter.nf_flowtable_{proto}_timeout", 2)
+        m = router_map()
+        busy, idle, lasting = kind(), kind(), other()
+        find = Lookup(m)
+        start = time.monotonic()
+        while time.monotonic() < start + 6 and find(busy.key):
+            time.sleep(0.3)
+        check(f"{name}: look-ups keep a flow for thrice its time-out",
+              time.monotonic() >= start + 6, f"gone after {time.monotonic() - start:.1f} s")
+        check(f"{name}: its conntrack entry stays offloaded", conntrack(proto, busy.port).offload)
+        check(f"{name}: an idle flow expires", gone(m, idle))
+        check(f"{name}: not one of the other protocol", published(m, lasting))
+        check(f"{name}: its conntrack entry is not offloaded any more",
+              not conntrack(proto, idle.port).offload)
+        check(f"{name}: the idle connection works still", idle.talk())
+        check(f"{name}: and is published again", wait_for(lambda f=idle: published(m, f)))
+        check(f"{name}: user space's reads keep nothing alive",
+              wait_for(lambda f=idle: gone(m, f), timeout=6))
+        sysctl("router", f"net.netfilter.nf_flowtable_{proto}_timeout", 30)
 
 
 def close(flow, name):
@@ -277,6 +312,91 @@ def test_dump():
            m.next_key(keys[10]))
 
 
+def test_batches():
+    on("router", "conntrack -F 2>/dev/null")
+    m = router_map()
+    wait_for(lambda: not list(m.keys()))
+    flows = [UdpFlow() for _ in range(12)]
+    expect("batch: deleted by their keys", 4,
+           len(m.batch(4, MAP_DELETE_BATCH, [f.key for f in flows[:4]])))
+    check("batch: these flows are gone, the others are not",
+          all(gone(m, f) for f in flows[:4]) and all(published(m, f) for f in flows[4:]))
+    fails("batch: updates are refused", errno.EOPNOTSUPP, m.batch, 1, MAP_UPDATE_BATCH,
+          [flows[5].key])
+    # with one direction of a flow the other goes
+    taken, last = [], None
+    while last != []:
+        last = m.batch(5, MAP_LOOKUP_AND_DELETE_BATCH)
+        taken += [parse_key(k).sport for k, v in last if parse_value(v).dport]
+    expect("batch: look-up and delete gives each flow once, until none is left",
+           ({f.port for f in flows[4:]}, 8, []), (set(taken), len(taken), list(m.keys())))
+
+
+def test_programs():
+    """What programs do beside look-ups: tests/bpf/flowmap.bpf.c"""
+    on("router", "conntrack -F 2>/dev/null")
+    m = router_map(extra=COUNTERS)
+    wait_for(lambda: not list(m.keys()))
+    flows = [UdpFlow() for _ in range(20)]
+    where = "/sys/fs/bpf/programs"
+    run(f"bpftool prog loadall {os.environ['BUILD']}/bpf/flowmap.bpf.o {where} "
+        f"map name flowmap id {m.info()['id']}")
+    count, delete, credit_ = (obj_get(f"{where}/{name}", Prog)
+                              for name in ("count", "delete", "credit"))
+    run(f"rm -r {where}")
+
+    def result(prog, key):
+        return ctypes.c_int32(prog.test(key)[0]).value
+
+    expect("programs: for_each has both directions of a flow, once", [2] * 20,
+           [result(count, f.key) for f in flows])
+    expect("programs: update credits packets and bytes", (0, (5, 500)),
+           (result(credit_, flows[3].key),
+            (v := value(m, flows[3].key)) and (v.packets, v.bytes)))
+    expect("programs: delete ends a flow", (0, True, True),
+           (result(delete, flows[3].key), gone(m, flows[3]), published(m, flows[4])))
+    expect("programs: neither finds what is gone", [-errno.ENOENT] * 2,
+           [result(p, flows[3].key) for p in (credit_, delete)])
+    expect("iterator: gives what look-ups give", dict(m.batch(100)), dict(Iterator(m)))
+    check("programs: those of tc look up as well",
+          Prog(calls(m, LOOKUP), type=PROG_SCHED_CLS) and Prog(calls(m, LOOKUP),
+                                                               type=PROG_SCHED_ACT))
+
+
+def test_freeze():
+    m, flow = router_map(extra=COUNTERS), UdpFlow()
+    m.freeze()
+    fails("frozen: no update by user space", errno.EPERM, m.update, flow.key, credit(1, 1),
+          BPF_EXIST)
+    fails("frozen: no delete", errno.EPERM, m.delete, flow.key)
+    fails("frozen: no look-up and delete", errno.EPERM, m.lookup_and_delete, flow.key)
+    check("frozen: look-ups go on, and count",
+          Lookup(m)(flow.key) and value(m, flow.key).packets == 1)
+    late = UdpFlow()
+    check("frozen: flows come", published(m, late))
+    on("router", "conntrack -F 2>/dev/null")
+    check("frozen: and go", wait_for(lambda: gone(m, late)))
+
+
+def test_bpftool():
+    """bpftool map dump by the BTF of xdp_ct"""
+    on("router", "xdp_ct attach rc rs --counters")
+    flow = UdpFlow()
+    dump = json.loads(run("bpftool -j map dump name flowmap"))
+    found = [e["formatted"] for e in dump if e["formatted"]["key"]["ifindex"] == RC and
+             socket.ntohs(e["formatted"]["key"]["sport"]) == flow.port]
+    if check("bpftool: the dump has the flow", len(found) == 1, dump[:1]):
+        k, v = found[0]["key"], found[0]["value"]
+        expect("bpftool: by names, with what it is",
+               (socket.AF_INET, UDP, SNAT, RS, list(os.environ["SERVER_MAC"].split(":")), 1500),
+               (k["family"], k["l4proto"], v["flags"], v["ifindex"],
+                [f"{b:02x}" for b in v["h_dest"]], v["mtu"]))
+        expect("bpftool: all fields of the value",
+               [n for n in VALUE_FIELDS if not n.startswith(("encap", "id"))],
+               [n for n in v if n != "encap"])
+    on("router", "xdp_ct detach")
+
+
 def test_limit():
     m = router_map(max_entries=8)
     before = {parse_key(k).ifindex for k in m.keys()}
@@ -289,6 +409,10 @@ def test_limit():
     check("limit: no flow is there by half",
           all(published(m, f) or gone(m, f) for f in flows), before)
     check("limit: connections without room work", all(f.talk() for f in flows))
+    with netns("router"):
+        ident, entries, most, full = next(p for p in proc_maps() if p[0] == m.info()["id"])
+    check("limit: they are counted", (entries, most) == (8, 8) and full >= 6,
+          (ident, entries, most, full))
     m.delete(inside[0].key)
     late = UdpFlow()
     check("limit: room is used again", published(m, late))
@@ -426,9 +550,9 @@ def test_removal():
           wait_for(lambda: not list(orphan.keys())))
 
 
-for test in (test_create, test_announce, test_snat, test_dnat, test_lookup, test_counters,
-             test_life, test_teardown, test_dump, test_limit, test_stale, test_hooks,
-             test_removal):
+for test in (test_create, test_btf, test_announce, test_snat, test_dnat, test_lookup,
+             test_counters, test_life, test_teardown, test_dump, test_batches, test_programs,
+             test_freeze, test_bpftool, test_limit, test_stale, test_hooks, test_removal):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError):

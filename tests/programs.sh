@@ -10,7 +10,6 @@
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-
 # rules [OFFLOAD]: a firewall with helpers; OFFLOAD is the rule that fills the flowtable
 rules()
 {

@@ -5,16 +5,15 @@ import errno
 import json
 import os
 import random
-import socket
 import struct
 import time
 import traceback
 
-from lib import (ACK, BPF_EXIST, FIN, RST, SYN, TCP, UDP, Lookup, Map, Prog, check, csum, credit,
-                 end, expect, fails, frame, ipv4, map_by_id, map_ids, movi, netns, not_ok, obj_get,
-                 on, program, raw_socket, run, tcp, udp, udp_socket, wait_for, EXIT)
-from flows import (CLIENT, RC, ROUTER, SERVER, TcpFlow, UdpFlow, conntrack, published, router_map,
-                   value)
+from lib import (ACK, BPF_EXIST, FIN, RST, SYN, TCP, UDP, Lookup, Map, Prog, check, credit, end,
+                 expect, fails, frame, ipv4, map_by_id, map_ids, movi, netns, not_ok, obj_get, on,
+                 program, raw_socket, run, tcp, udp, udp_socket, wait_for, EXIT)
+from flows import (CLIENT, ROUTER, SERVER, TcpFlow, UdpFlow, conntrack, proc_maps, published,
+                   router_map, value)
 
 BPF_F_RDONLY, BPF_F_WRONLY = 1 << 3, 1 << 4
 NOBODY = 65534
@@ -52,12 +51,6 @@ def in_container(function, *args, ns=None, **kwargs):
     os.waitpid(pid, 0)
     with os.fdopen(read) as f:
         return json.load(f)
-
-
-def proc_maps():
-    """Lines of /proc/net/nf_flowmap: [[id, entries, max_entries, full], ...]"""
-    with open("/proc/thread-self/net/nf_flowmap", encoding="ascii") as f:
-        return [[int(n) for n in line.split()] for line in f.readlines()[1:]]
 
 
 def entries(m):

@@ -71,6 +71,8 @@ if [ "$1" = --kernel ]; then
 	shift 2
 fi
 
+rm -rf "$BUILD/out/gcov"
+
 # place: wait for one
 place()
 {

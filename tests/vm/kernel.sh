@@ -28,9 +28,18 @@ export CCACHE_DEPEND=1 CCACHE_MAXSIZE=3G
 export KBUILD_BUILD_TIMESTAMP='2025-01-01 00:00:00' KBUILD_BUILD_USER=flowmap
 export KBUILD_BUILD_HOST=flowmap KBUILD_BUILD_VERSION=1
 
+# where the kernel can count executed lines, those of our files are
+gcov=()
+# shellcheck disable=SC2086
+if grep -qsx CONFIG_GCOV_KERNEL=y $fragments; then
+	for f in $(overlay_files | sed -n 's,^.*/\(.*\)\.c$,\1.o,p'); do
+		gcov+=("GCOV_PROFILE_$f=y")
+	done
+fi
+
 kmake()
 {
-	make -C "$ksrc" O="$obj" CC='ccache gcc' HOSTCC='ccache gcc' "$@"
+	make -C "$ksrc" O="$obj" CC='ccache gcc' HOSTCC='ccache gcc' "${gcov[@]}" "$@"
 }
 
 # failed TEXT: die with the first line of the log that looks like an error
@@ -40,6 +49,9 @@ failed()
 	die "$1: $(grep -m1 -E 'error:|undefined|Error|ERROR' "$log" || tail -1 "$log"), see $log"
 }
 
+# almost all objects are the same
+[ "$variant" != off ] || [ -e "$obj" ] || [ ! -e "$BUILD/kernel/flowmap/vmlinux" ] ||
+	cp -a "$BUILD/kernel/flowmap" "$obj"
 mkdir -p "$obj" "$boot"
 : > "$log"
 # shellcheck disable=SC2086
@@ -67,7 +79,7 @@ kmake -j"$(nproc)" vmlinux modules 2>&1 | tee -a "$log" |
 
 # modules that tests bring, built in a copy because kbuild writes beside the source
 mods=$obj/tests-modules
-if [ -e "$REPO/tests/modules/Makefile" ] && [ "$variant" != stock ]; then
+if grep -qx CONFIG_BPF_MODULAR_MAPS=y "$obj/.config"; then
 	for f in "$REPO"/tests/modules/*; do
 		install_changed "$f" "$mods/${f##*/}"
 	done

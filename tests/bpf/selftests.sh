@@ -1,0 +1,11 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# In a guest: the kernel's own test_verifier and test_maps, as built by the Makefile
+# here; tests/vm/check-kernel.sh compares what two kernels print.
+
+cd "${FLOWMAP_BUILD:?}/bpf" || exit 1
+sysctl -qw kernel.unprivileged_bpf_disabled=0
+ulimit -l unlimited
+./test_verifier 2>&1 | grep -aE '^#[0-9]+/[up] |^Summary' | sed 's/^/verifier: /'
+./test_maps 2>&1 | grep -aE 'PASS|FAIL|OK|SKIP' | sed 's/^/maps: /'
