@@ -4,8 +4,6 @@
 # Flows under VLANs, PPPoE, bridges and bonds, IPv4 and IPv6, NATed, by xdp_ct on
 # the physical devices: each pair of encapsulations, the client's and the
 # server's, is a run of encap.py with hosts of its own. encap.sh [PAIR...]
-# Not executable, and so not in make check: it stops at 'IPv6 route replaced' since the
-# last changes of these tests, tests/vm/run tests/encap.sh.
 
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/lib.sh"
