@@ -23,8 +23,6 @@ for f in $fragments; do
 	[ -e "$f" ] || die "no kernel variant $variant: $f is missing"
 done
 
-export CCACHE_DIR=$CACHE/ccache CCACHE_BASEDIR=$REPO CCACHE_NOHASHDIR=1
-export CCACHE_DEPEND=1 CCACHE_MAXSIZE=3G
 export KBUILD_BUILD_TIMESTAMP='2025-01-01 00:00:00' KBUILD_BUILD_USER=flowmap
 export KBUILD_BUILD_HOST=flowmap KBUILD_BUILD_VERSION=1
 

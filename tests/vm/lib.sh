@@ -14,6 +14,8 @@ SRC=$BUILD/src
 OVERLAY_DIRS="Documentation include kernel net"
 PATCHES=$REPO/patches/6.12
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin # bpftool, for who is not root
+export CCACHE_DIR=$CACHE/ccache CCACHE_BASEDIR=$REPO CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
+export CCACHE_MAXSIZE=3G
 
 die()
 {

@@ -12,7 +12,6 @@ ksrc=$SRC/flowmap.um # links to the files of flowmap, and ours
 obj=$BUILD/kernel/um
 log=$LOG/um.log
 test=net/netfilter/flowmap_kunit
-export CCACHE_DIR=$CACHE/ccache CCACHE_BASEDIR=$REPO CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
 
 kmake()
 {
