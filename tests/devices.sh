@@ -40,11 +40,15 @@ forwards()
 
 	hosts
 	ruleset
+	# a busy machine may take longer than neighbours wait
+	succeeds "$name: the router answers" wait_until on client ping -qc 1 -W 2 10.0.1.1
 	equal "$name: driver" "driver: $1" "$(on router ethtool -i rc | head -1)"
 	succeeds "$name: attach" on router xdp_ct attach --mode "$2" --counters rc rs
 	for dev in rc rs; do
 		matches "$name: status: $dev" "^$dev: mode $2, program " "$(on router xdp_ct status)"
 	done
+	succeeds "$name: the router answers under XDP" \
+		wait_until on client ping -qc 1 -W 2 10.0.1.1
 	succeeds "$name: TCP and UDP arrive whole" traffic
 	all=$(accounted)
 	xdp=$(counted)
