@@ -77,6 +77,12 @@ succeeds "attach: LRO, off as it was told" on client xdp_ct attach --mode skb lr
 on client xdp_ct detach
 rmmod lro
 refused "attach: an option of another command" "unrecognized option" on router xdp_ct attach --json rc
+refused "attach: no entries" "more than none" on router xdp_ct attach rc --max-entries 0
+refused "attach: more entries than there are numbers" "a number up to 4294967295" \
+	on router xdp_ct attach rc --max-entries 4294967296
+refused "attach: more entries than a flowmap may have" "above what a flowmap may have" \
+	on router xdp_ct attach rc --max-entries 16777217
+refused "attach: a mode that there is not" "native or skb" on router xdp_ct attach rc --mode foo
 refused "no command" "Usage: xdp_ct COMMAND" xdp_ct
 refused "a command that there is not" "Usage: xdp_ct COMMAND" xdp_ct attack rc
 for command in "" attach detach status stats flows monitor; do
@@ -88,16 +94,30 @@ refused "stats: nowhere attached" "xdp_ct attach DEV" on router xdp_ct stats
 # as it is on other kernels: nothing in /sys/kernel/bpf, nobody to load the module
 sysctl -qw kernel.modprobe=/bin/false
 rmmod nf_flow_table_bpf_flowmap 2> /dev/null
+equal "status: no module" "module nf_flow_table_bpf_flowmap: not loaded" \
+	"$(on router xdp_ct status)"
 refused "attach: no module" "modprobe nf_flow_table_bpf_flowmap" on router xdp_ct attach rc
 refused "attach: a kernel without modular maps" "CONFIG_BPF_MODULAR_MAPS" \
 	on router unshare -m sh -c 'mount -t tmpfs none /sys/kernel/bpf && exec xdp_ct attach rc'
 sysctl -qw kernel.modprobe=/sbin/modprobe
 refused "attach: no capability" "root" on router setpriv --reuid 65534 --clear-groups \
 	"$(command -v xdp_ct)" attach rc
+succeeds "attach: one device of two" on router xdp_ct attach rs
+refused "stats: not attached" "rc: xdp_ct is not attached" on router xdp_ct stats rs rc
+matches "status: no counters" \
+	'^rs: mode native, program [0-9]+, flowmap [0-9]+ \(max_entries 65536\)$' \
+	"$(on router xdp_ct status)"
 succeeds "attach: two devices" on router xdp_ct attach rc rs --counters
 first=$(program_of rc)
 matches "attach: has put a program on" '^[0-9]+$' "$first"
-matches "status: tells the devices" '^rc.*' "$(on router xdp_ct status)"
+equal "status: the module" "module nf_flow_table_bpf_flowmap: loaded" \
+	"$(on router xdp_ct status | head -1)"
+flowmap=$(bpftool -j map show name flowmap | jq .id)
+for dev in rc rs; do
+	matches "status: $dev" \
+		"^$dev: mode native, program $(program_of $dev), flowmap $flowmap \(max_entries 65536, counters\)\$" \
+		"$(on router xdp_ct status)"
+done
 equal "status: --json is JSON, with both devices" 2 \
 	"$(on router xdp_ct status --json rc rs | jq '[.devices[] | select(.attached)] | length')"
 iperf "TCP" -t 2
@@ -209,6 +229,17 @@ matches "flows --watch --json: a line each second" '^2 4$' \
 	"$(on router timeout 1.8 xdp_ct flows --watch --json | jq -s -r '"\(length) \(.[0] | length)"')"
 matches "stats --watch: rates" '^rc: forwarded [0-9]+ packets/s [0-9]+ bit/s passed/s .* dropped/s 0$' \
 	"$(on router timeout 2.8 xdp_ct stats --watch)"
+matches "flows --watch: again each second, with a line between" '^([2-9]) \1 \1$' \
+	"$(on router timeout 2.8 xdp_ct flows --watch -p udp | awk '
+		/^udp original / { o++ } /^udp reply / { r++ } /^$/ { n++ } END { print o, r, n }')"
+matches "stats: totals" '^rc: forwarded [0-9]{2,} packets [0-9]{3,} bytes passed( [a-z_]+ [0-9]+)+ dropped 0$' \
+	"$(on router xdp_ct stats)"
+equal "stats --watch --json: totals each second, which grow" true \
+	"$(on router timeout 2.8 xdp_ct stats --watch --json | jq -s 'map(.rc.forwarded.packets) |
+		length > 1 and (. | unique) == .')"
+on router conntrack -U -p udp --mark 5 > /dev/null 2>&1
+wait_until grep -q " update udp reply .* mark=5 " /tmp/monitor
+equal "flows -m 5: another mark" 2 "$(flow_lines -m 5)"
 kill $traffic
 wait $traffic 2> /dev/null
 on router conntrack -D -p udp > /dev/null 2>&1
@@ -217,16 +248,23 @@ on router xdp_ct attach rc rs --counters --strict-tcp
 wait_until grep -q "replace rs" /tmp/monitor
 on router xdp_ct detach
 wait_until grep -q "detach rs" /tmp/monitor
+on router xdp_ct attach rs
+wait_until grep -q " attach rs" /tmp/monitor
+on router xdp_ct detach
 sleep 0.5 # the other monitor
 # shellcheck disable=SC2086 # two
 kill $monitor
 matches "monitor: a new flow" '^\[[0-9]+\.[0-9]{6}\] +new udp original iif=rc src=10.0.1.2 ' "$(< /tmp/monitor)"
+matches "monitor: a change" ' update udp original iif=rc src=10.0.1.2 .* mark=5 ' "$(< /tmp/monitor)"
 matches "monitor: its end" ' destroy udp reply iif=rs src=203.0.113.2 ' "$(< /tmp/monitor)"
 matches "monitor: a program replaced" ' replace rc mode native strict-tcp program ' "$(< /tmp/monitor)"
+matches "monitor: and put on again" ' attach rs mode native program ' "$(< /tmp/monitor)"
 matches "monitor: and taken off" ' detach rs mode native strict-tcp program ' "$(< /tmp/monitor)"
 equal "monitor --json, filtered: both directions, new and destroyed" "2 2" \
 	"$(jq -s -r 'map(select(.flow.protocol == "udp").event) |
 		"\(map(select(. == "new")) | length) \(map(select(. == "destroy")) | length)"' /tmp/monitor.json)"
+equal "monitor --json, filtered: and marked" 2 \
+	"$(jq -s 'map(select(.event == "update" and .flow.mark == 5)) | length' /tmp/monitor.json)"
 equal "monitor --json, filtered: nothing else but devices" 0 \
 	"$(jq -s 'map(select(.flow and .flow.protocol != "udp")) | length' /tmp/monitor.json)"
 
@@ -249,14 +287,16 @@ on router sysctl -qw net.netfilter.nf_flowtable_udp_timeout=30 \
 	net.netfilter.nf_flowtable_tcp_timeout=30
 on router xdp_ct detach
 
-# iproute2 alone: each device has a map of its own
-for dev in rc rs; do
-	succeeds "ip link: the object on $dev" on router ip link set dev $dev xdp \
-		obj "$BUILD/xdp_ct/xdp_ct.bpf.o" sec xdp
-done
-iperf "ip link" -u -b 5M -l 200 -t 2
-for dev in rc rs; do
-	on router ip link set dev $dev xdp off
+# iproute2 alone: each device has a map of its own. The README's program, too.
+for obj in xdp_ct/xdp_ct bpf/readme; do
+	for dev in rc rs; do
+		succeeds "ip link: $obj on $dev" on router ip link set dev $dev xdp \
+			obj "$BUILD/$obj.bpf.o" sec xdp
+	done
+	iperf "ip link: $obj" -u -b 5M -l 200 -t 2
+	for dev in rc rs; do
+		on router ip link set dev $dev xdp off
+	done
 done
 
 # Things go while traffic runs; what can, comes back
