@@ -36,11 +36,28 @@ for command in attach detach status stats flows monitor; do
 		"$(complete_words xdp_ct $command --)"
 done
 equal "completion: a device" lo "$(complete_words xdp_ct attach --counters l)"
-equal "completion: --mode" "native skb" "$(complete_words xdp_ct attach --mode "")"
-equal "completion: --proto u" udp "$(complete_words xdp_ct flows --proto u)"
-equal "completion: --dev" lo "$(complete_words xdp_ct flows --dev l)"
-equal "completion: a number" "" "$(complete_words xdp_ct flows --sport "")"
-matches "completion: --pin: a folder" "^/proc/sys" "$(complete_words xdp_ct attach --pin /proc/sy)"
+for mode in --mode -M; do
+	equal "completion: $mode" "native skb" "$(complete_words xdp_ct attach $mode "")"
+done
+for proto in --proto -p; do
+	equal "completion: $proto u" udp "$(complete_words xdp_ct flows $proto u)"
+done
+for family in --family -f; do
+	equal "completion: $family" "ipv4 ipv6" "$(complete_words xdp_ct flows $family "")"
+done
+for dev in --dev -i; do
+	equal "completion: $dev" lo "$(complete_words xdp_ct flows $dev l)"
+done
+for number in "attach --max-entries" "attach -n" "flows --src" "flows -s" "flows --dst" \
+	"flows -d" "flows --sport" "flows --dport" "flows --mark" "flows -m" \
+	"flows --zone" "flows -z"; do
+	# shellcheck disable=SC2086 # words of their own
+	equal "completion: $number: no words" "" "$(complete_words xdp_ct $number "")"
+done
+for pin in --pin -P; do
+	matches "completion: $pin: a folder" "^/proc/sys" \
+		"$(complete_words xdp_ct attach $pin /proc/sy)"
+done
 
 # missing PREFIX WORD...: those that no line of the manual has behind PREFIX
 missing()
@@ -57,6 +74,8 @@ missing()
 for command in attach detach status stats flows monitor; do
 	equal "manual: options of $command" "" \
 		"$(missing 'Fl (. , )?-' $(options $command | sed 's/--//g'))"
+	mapfile -t short < <(xdp_ct $command --help | sed -n 's/^ *-\([A-Za-z]\), --\([a-z-]*\).*/\1 , -\2/p')
+	equal "manual: short options of $command" "" "$(missing 'Fl ' "${short[@]}")"
 done
 reasons=$(sed -n '/^enum flowmap_reason/,/^}/s/^\tFLOWMAP_\([A-Z_]*\),.*/\L\1/p' \
 	"$SAMPLE/flowmap.bpf.h" | grep -vx forwarded)
@@ -70,13 +89,36 @@ hosts
 ruleset
 on router xdp_ct attach rc rs --counters
 python3 -c 'from flows import UdpFlow; UdpFlow().talk()'
-for command in status flows; do
-	words=$(on router xdp_ct $command --json | jq -r '[paths |
-		map(select(type == "string")) | last // empty] | unique | .[]' | xargs)
-	[ "$(wc -w <<< "$words")" -ge 8 ]
-	result $? "manual: JSON of $command has fields" "$words"
+
+# fields COMMAND FEWEST: of its JSON, which is standard input
+fields()
+{
+	local words
+
+	words=$(jq -r 'paths | map(select(type == "string")) | last // empty' | sort -u | xargs)
+	[ "$(wc -w <<< "$words")" -ge "$2" ]
+	result $? "manual: JSON of $1 has fields" "$words"
 	# shellcheck disable=SC2086 # words
-	equal "manual: JSON of $command" "" "$(missing '(^| )' $words)"
-done
+	equal "manual: JSON of $1" "" "$(missing '(^| )' $words)"
+}
+
+fields status 8 < <(on router xdp_ct status --json)
+fields flows 8 < <(on router xdp_ct flows --json)
+fields stats 4 < <(on router xdp_ct stats --json | jq '.[]') # without the devices' names
+
+# told: one more flow and program; has monitor told of such?
+told()
+{
+	on router conntrack -D -p udp
+	python3 -c 'from flows import UdpFlow; UdpFlow().talk()'
+	on router xdp_ct attach rc rs --counters
+	grep '"flow"' /tmp/monitor.json && grep '"mode"' /tmp/monitor.json
+}
+
+on router xdp_ct monitor --json > /tmp/monitor.json &
+monitor=$!
+wait_until told
+kill $monitor
+fields monitor 30 < /tmp/monitor.json
 cleanup
 finish

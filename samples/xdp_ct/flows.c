@@ -421,7 +421,7 @@ static int look_at(struct look *l)
 	return 0;
 }
 
-/* [1763708400.123456]	[NEW] ..., as conntrack -E -o timestamp does, or a line of JSON */
+/* [1763708400.123456]       new ..., much as conntrack -E -o timestamp, or a line of JSON */
 static json_object *event_begin(const char *event)
 {
 	json_object *json = json_object_new_object();
