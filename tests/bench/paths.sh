@@ -264,6 +264,11 @@ with=("${opts[@]}") opts=("${plain[@]}")
 $R ip link set dev r0 xdp obj "$FLOWMAP_BUILD/bench/bench.bpf.o" program direct || exit 1
 row floor 1 "$client" 1 0
 $R ip link set dev r0 xdp off
+if [ "$tag.$kernel" = untagged.flowmap ]; then
+	$R xdp-forward load -f fib r0 r1 &> /dev/null || exit 1
+	row xdp-forward-fib 1 "$client" 1 0
+	$R xdp-forward unload r0 r1 &> /dev/null || exit 1
+fi
 opts=("${with[@]}")
 row forward 1 "$client" 0 1
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # make lint: shellcheck on shell, the kernel's own checkpatch --strict on C and
-# patches, sparse with endian checks on the kernel's files. A finding fails.
-# Prints KTAP.
+# patches, sparse with endian checks on the kernel's files; and that the bench's
+# report refuses what it should. A finding fails. Prints KTAP.
 
 # shellcheck source=tests/vm/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -71,6 +71,20 @@ make -C "$tree" O="$BUILD/kernel/flowmap" CC='ccache gcc' C=2 CHECK=sparse \
 grep -c '^  CHECK' "$LOG/sparse.log" | grep -qx '[4-9]' ||
 	echo "sparse has seen too few files: $LOG/sparse.log" >> "$LOG/sparse.log"
 grep -E '(error|warning):|too few' "$LOG/sparse.log" | result "sparse, with endian checks"
+
+# report SAMPLES: the bench's report of one row
+report()
+{
+	printf '%s\n' "info clock=1" "row kind=map path=flowmap-hit flows=1 samples=$1" |
+		tests/bench/report.py /dev/null 2>&1
+}
+
+{
+	report 1000,1004,1008 > /dev/null || echo "runs that differ by 0.8 % are refused"
+	report 1000,1010,1020 | grep -q 'differ by 2.0%, over 1%' ||
+		echo "runs that differ by 2 % are not refused"
+	! report 1000,1010,1020 > /dev/null || echo "and it exits with 0"
+} | result "the bench refuses rows whose runs differ"
 
 echo "1..$n"
 exit "$bad"
