@@ -3,14 +3,16 @@
 import json
 import os
 import random
+import struct
 import sys
 import traceback
 
 from lib import (ACK, FIN, PSH, RST, TCP, UDP, URG, XDP_PASS, XDP_REDIRECT, check, csum, end,
-                 expect, frame, ifindex, ipv4, netns, not_ok, ok, on, prog_of_device, tcp, tcp_pair,
-                 udp, udp_socket)
+                 expect, frame, ifindex, ipv4, ipv6, netns, not_ok, ok, on, prog_of_device, tcp,
+                 tcp_pair, udp, udp_socket)
 
 CLIENT, SERVER, ROUTER = "10.0.1.2", "203.0.113.2", "203.0.113.1"
+CLIENT6, SERVER6 = "fd00:1::2", "fd00:2::2"
 CLIENT_MAC, RC_MAC, RS_MAC, SERVER_MAC = (os.environ[n] for n in
                                           ("CLIENT_MAC", "RC_MAC", "RS_MAC", "SERVER_MAC"))
 RC, RS = ifindex("router", "rc"), ifindex("router", "rs")
@@ -52,6 +54,26 @@ def client_udp(payload=b"payload", check_=True, length=None, **ip):
 def client_tcp(flags=ACK, doff=5, payload=b"payload", options=b"", **ip):
     return ipv4(CLIENT, SERVER, TCP, tcp(CLIENT, SERVER, TCP_PORT, PORT, flags, 1, 1, payload, doff,
                                          options=options), **ip)
+
+
+def up6(proto=UDP, **ip):
+    return up(ipv6(CLIENT6, SERVER6, proto, udp(CLIENT6, SERVER6, PORT, PORT, b"payload"), **ip),
+              proto=0x86dd)
+
+
+def tagged(packet, *tags, proto=0x0800):
+    """In VLANs, each an ethertype and an identifier"""
+    for type_, vid in reversed(tags):
+        packet, proto = struct.pack("!HH", vid, proto) + packet, type_
+    return up(packet, proto=proto)
+
+
+def pppoe(packet, ver_type=0x11, code=0, more=0, ppp=0x21):
+    return struct.pack("!BBHHH", ver_type, code, 77, len(packet) + 2 + more, ppp) + packet
+
+
+def session(packet, **kwargs):
+    return up(pppoe(packet, **kwargs), proto=0x8864)
 
 
 def show(data):
@@ -196,8 +218,50 @@ def test_passed():
            (frame(d, CLIENT_MAC, client_udp()) for d in
             ("02:00:00:00:09:09", "01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", SERVER_MAC)))
     passed("other ethertypes", "not_ip", (up(client_udp(), proto=p) for p in (0x0806, 0x8847, 46)))
-    passed("a VLAN tag that the flow has not", "miss",
-           [up(b"\0\x05\x08\0" + client_udp(), proto=0x8100)])
+    vlan, qinq = (0x8100, 5), (0x88a8, 9)
+    passed("a VLAN tag that the flow has not", "miss", [tagged(client_udp(), vlan)])
+    passed("a VLAN tag of priority alone", "miss", [tagged(client_udp(), (0x8100, 0xe000))])
+    passed("QinQ, PPPoE, PPPoE on VLAN that the flow has not", "miss",
+           [tagged(client_udp(), qinq, vlan), session(client_udp()),
+            tagged(pppoe(client_udp()), vlan, proto=0x8864)])
+    passed("IPv6 that has no flow", "miss",
+           [up6(), tagged(up6()[14:], vlan, proto=0x86dd), session(up6()[14:], ppp=0x57)])
+    for name, data in (("VLAN", tagged(client_udp(), vlan)),
+                       ("QinQ", tagged(client_udp(), qinq, vlan)),
+                       ("IPv6", up6()), ("IPv6 in VLAN", tagged(up6()[14:], vlan, proto=0x86dd))):
+        passed(f"truncated {name}, all lengths", "length",
+               (data[:n] for n in range(14, len(data))))
+    data = session(client_udp())
+    passed("truncated PPPoE, all lengths below the least", "length",
+           (data[:n] for n in range(14, 42)))
+    passed("truncated PPPoE, all lengths", "not_ip", (data[:n] for n in range(42, len(data))))
+    passed("PPPoE length above the frame's", "not_ip",
+           (session(client_udp(), more=n) for n in (1, 100, 60000)))
+    passed("PPPoE length below 2", "not_ip",
+           (session(client_udp(), more=n - 2 - len(client_udp())) for n in (0, 1)))
+    passed("PPPoE length below the packet's", "length",
+           (session(client_udp(), more=n - len(client_udp())) for n in (0, 20, 27, 28, 34)))
+    passed("PPPoE version, type and code", "not_ip",
+           [session(client_udp(), ver_type=n) for n in (0, 1, 0x10, 0x12, 0x21)] +
+           [session(client_udp(), code=n) for n in (9, 0xa7)])
+    passed("PPP of other protocols", "not_ip",
+           (session(client_udp(), ppp=n) for n in (0, 0xc021, 0x8021, 0x2145)))
+    passed("other ethertypes in VLAN", "not_ip",
+           (tagged(client_udp(), vlan, proto=n) for n in (0x0806, 0x8847, 46)))
+    passed("three encapsulations", "not_ip",
+           [tagged(client_udp(), qinq, vlan, vlan), tagged(pppoe(client_udp()), qinq, vlan,
+                                                           proto=0x8864)])
+    passed("IPv6 payload above the frame's", "length", (up6(total=n) for n in (16, 100, 65535)))
+    passed("IPv6 payload below the UDP header's", "length", (up6(total=n) for n in range(8)))
+    passed("IPv6 version", "ip_header", (up6(version=n) for n in range(16) if n != 6))
+    passed("hop limit 0 and 1", "ttl", (up6(ttl=n) for n in (0, 1)))
+    passed("hop limit 1, and TTL 1, in VLAN and PPPoE", "ttl",
+           [tagged(up6(ttl=1)[14:], vlan, proto=0x86dd), session(up6(ttl=1)[14:], ppp=0x57),
+            tagged(client_udp(ttl=1), vlan), session(client_udp(ttl=1))])
+    passed("IPv6 extension headers", "protocol",
+           (up6(n) for n in (0, 43, 44, 50, 51, 60, 135, 139, 140)))
+    passed("fragments in VLAN and PPPoE", "fragment",
+           [tagged(client_udp(frag=0x2000), vlan), session(client_udp(frag=1))])
     passed("above the MTU", "miss", [up(client_udp(bytes(1473)))])
     passed("other ports and addresses", "miss",
            [up(ipv4(CLIENT, SERVER, UDP, udp(CLIENT, SERVER, PORT, PORT + 1))),
