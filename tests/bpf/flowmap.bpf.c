@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What programs do to a flowmap beside looking up, for tests/flowmap.py and
- * life.py. Those for XDP take a frame that is a key and return what came of it.
+ * What programs do to a flowmap beside looking up, for tests/flowmap.py. Those
+ * for XDP take a frame that is a key and return what came of it.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
