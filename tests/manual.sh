@@ -36,6 +36,7 @@ for command in attach detach status stats flows monitor; do
 		"$(complete_words xdp_ct $command --)"
 done
 equal "completion: a device" lo "$(complete_words xdp_ct attach --counters l)"
+equal "completion: a file beside the devices is none" bond0 "$(complete_words xdp_ct attach bond)"
 for mode in --mode -M; do
 	equal "completion: $mode" "native skb" "$(complete_words xdp_ct attach $mode "")"
 done
