@@ -12,6 +12,9 @@
  *    by byte, writes the frame anew and compares whole checksums. L4 checksums,
  *    which may be wrong to begin with, must be wrong by as much afterwards;
  *  - one or the other exactly if the model says so.
+ *
+ * xdp_ct_strict has windows that the recipe makes, of a connection that it knows or
+ * not, and a model of which packets are within them.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,11 +27,13 @@ static void *fuzz_lookup(void *map, const void *key);
 static long fuzz_adjust_head(struct xdp_md *ctx, int delta);
 static long fuzz_adjust_tail(struct xdp_md *ctx, int delta);
 static long fuzz_redirect(__u32 ifindex, __u64 flags);
+static long fuzz_update(void *map, const void *key, const void *value, __u64 flags);
 
 #define bpf_map_lookup_elem fuzz_lookup
 #define bpf_xdp_adjust_head fuzz_adjust_head
 #define bpf_xdp_adjust_tail fuzz_adjust_tail
 #define bpf_redirect fuzz_redirect
+#define bpf_map_update_elem fuzz_update
 #include "../../samples/xdp_ct/xdp_ct.bpf.c"
 
 #define OWN_MAC "\x02\x00\x00\x00\x01\x01"
@@ -52,10 +57,14 @@ static struct {
 	bool hit;
 	bool looked_up;
 	struct encap out[2];
+	struct tcp_window *windows;	/* NULL: not known */
+	struct tcp_window_key windows_key;
+	bool no_room;			/* for more windows */
+	__u32 reason;			/* what was counted */
 } flow;
 
 static __u8 *room;		/* ROOM bytes below 4 GB, nothing on either side */
-static unsigned long inputs, forwarded;
+static unsigned long inputs, forwarded, outside; /* of TCP's windows */
 
 static void fail(const char *why, const __u8 *in, size_t in_len, const __u8 *out,
 		 size_t out_len)
@@ -76,13 +85,35 @@ static void *fuzz_lookup(void *map, const void *key)
 {
 	static __u8 stats[4096];
 
-	if (map != &flowmap)
+	if (map == &tcp_windows) {
+		if (memcmp(key, &flow.windows_key, sizeof(flow.windows_key)))
+			fail("windows of another connection", (void *)&flow.windows_key,
+			     sizeof(flow.windows_key), key, sizeof(flow.windows_key));
+		return flow.windows;
+	}
+	if (map != &flowmap) {
+		flow.reason = *(__u32 *)key;
 		return stats;
+	}
 	flow.looked_up = true;
 	if (memcmp(key, &flow.key, sizeof(flow.key)))
 		fail("another key than the model's", (void *)&flow.key, sizeof(flow.key), key,
 		     sizeof(flow.key));
 	return flow.hit ? &flow.value : NULL;
+}
+
+static long fuzz_update(void *map, const void *key, const void *value, __u64 flags)
+{
+	static struct tcp_window windows;
+
+	if (map != &tcp_windows || flow.windows || flags != BPF_NOEXIST ||
+	    memcmp(key, &flow.windows_key, sizeof(flow.windows_key)))
+		abort();
+	if (flow.no_room)
+		return -1;
+	memcpy(&windows, value, sizeof(windows));
+	flow.windows = &windows;
+	return 0;
 }
 
 static long fuzz_adjust_head(struct xdp_md *ctx, int delta)
@@ -286,6 +317,42 @@ static void model_diffs(const struct packet *p)
 	      sum16((void *)&v->sport, 4, addrs + (0xffff ^ sum16((void *)&k->sport, 4, 0))));
 }
 
+/* How far sequence number @a is ahead of @b */
+static __s64 ahead(__u32 a, __u32 b)
+{
+	__u32 d = a - b;
+
+	return d < 0x80000000U ? d : (__s64)d - 0x100000000LL;
+}
+
+static __u32 get32(const __u8 *p)
+{
+	return (__u32)get16(p) << 16 | get16(p + 2);
+}
+
+/* Is it within its connection's windows? Once the receiver was seen, that is. */
+static bool model_window(const __u8 *f, const struct packet *p)
+{
+	const struct tcp_window *w = flow.windows;
+	const struct bpf_flowmap_value *v = &flow.value;
+	const __u8 *h = f + p->l4;
+	struct tcp_window_side s, r;
+	__u32 seq = get32(h + 4), ack = get32(h + 8), end;
+	bool reply = v->flags & BPF_FLOWMAP_REPLY;
+
+	if (!w)
+		return !flow.no_room;
+	s = w->side[reply];
+	r = w->side[!reply];
+	if (!r.max_win || v->packets < s.packets || (v->packets == 1 && s.packets))
+		return true;
+	end = seq + p->ip + p->ip_len - p->l4 - (h[12] >> 4) * 4;
+	if (ahead(ack, r.end) > 0 ||
+	    ahead(ack, r.end - (s.max_win > 66000 ? s.max_win : 66000)) < 0)
+		return false;
+	return (!s.max_win || ahead(end, s.end - r.max_win) >= 0) && ahead(seq, s.max_end) <= 0;
+}
+
 /* The frame to send; its length */
 static size_t model_rewrite(const __u8 *f, const struct packet *p, __u8 *out,
 			    struct packet *q)
@@ -395,17 +462,23 @@ struct recipe {
 	__u8 kind;		/* 0 raw; bit 0 IPv6, bits 1-2 protocol */
 	__u8 in, out;	/* encapsulations */
 	__u8 how;		/* bits: no hit, IPv4 checksum as it is, little headroom, beside */
-	__u8 payload, padding, mtu;
-	__u8 nat;		/* bits: source, destination, sport, dport */
+	__u8 payload;
+	__u8 padding;		/* bits 5-7: TTL */
+	__u8 mtu;
+	__u8 nat;		/* bits: source, destination, sport, dport, strict, reply */
 	__u8 tune;		/* checksums on the edge */
 	__u8 ports[4];
 	__u8 addrs[32];
+	__u8 known;		/* bits: windows, no room for more */
+	__u8 packets;		/* as counted with this one */
+	__u8 sides[2][5];	/* packets, ends in 64 and 1, room in 1, window in 512 */
 	/* changes: offset, and a bit to turn or a value */
 };
 
 static size_t cook(const struct recipe *r, __u8 *f)
 {
 	static const __u8 protos[4] = { IPPROTO_UDP, IPPROTO_TCP, IPPROTO_GRE, IPPROTO_UDP };
+	static const __u8 ttls[8] = { 64, 64, 64, 64, 255, 2, 1, 0 };
 	size_t l4_len = 20 + r->payload, n, pos;
 	bool v6 = r->kind & 1;
 	const __u8 proto = protos[r->kind / 2 % 4];
@@ -438,12 +511,12 @@ static size_t cook(const struct recipe *r, __u8 *f)
 		ip[0] = 0x60;
 		put16(ip + 4, l4_len);
 		ip[6] = proto;
-		ip[7] = 64;
+		ip[7] = ttls[r->padding / 32];
 		memset(ip + 8, 0x20, 32);
 	} else {
 		ip[0] = 0x45;
 		put16(ip + 2, n + l4_len);
-		ip[8] = 64;
+		ip[8] = ttls[r->padding / 32];
 		ip[9] = proto;
 		memcpy(ip + 12, "\x0a\x00\x01\x02\xcb\x00\x71\x02", 8);
 	}
@@ -517,9 +590,42 @@ static void make_flow(const struct recipe *r, const struct packet *p)
 		memcpy(&v->sport, r->ports, 2);
 	if (r->nat & 8 && p->proto != IPPROTO_GRE)
 		memcpy(&v->dport, r->ports + 2, 2);
+	if (r->nat & 32)
+		v->flags = BPF_FLOWMAP_REPLY;
+	v->packets = r->packets;
+	v->ct_id = 0x12345678;
 	model_diffs(p);
 	flow.hit = !(r->how & 1) && flow.key.len <= v->mtu &&
 		   !(flow.key.tcp_flags & (FLOWMAP_TCP_FIN | FLOWMAP_TCP_RST));
+}
+
+/* What is known of the connection: near what the frame has, to be on both sides of it */
+static void make_windows(const struct recipe *r, const __u8 *f, const struct packet *p)
+{
+	static struct tcp_window windows;
+	bool reply = r->nat & 32;
+	int i;
+
+	flow.windows = r->known & 1 ? &windows : NULL;
+	flow.no_room = r->known & 2;
+	memset(&flow.windows_key, 0, sizeof(flow.windows_key));
+	flow.windows_key.ct_id = flow.value.ct_id;
+	flow.windows_key.sport = reply ? flow.value.dport : flow.key.sport;
+	flow.windows_key.dport = reply ? flow.value.sport : flow.key.dport;
+	if (p->proto != IPPROTO_TCP)
+		return;
+	for (i = 0; i < 2; i++) {
+		const __u8 *b = r->sides[i];
+		/* the sender's end is about what it sends, the other's what it acknowledges */
+		__u32 near = get32(f + p->l4 + (i == reply ? 4 : 8));
+
+		windows.side[i] = (struct tcp_window_side){
+			.packets = b[0],
+			.end = near + (__s8)b[1] * 1024 + (__s8)b[2],
+			.max_end = near + (__s8)b[3],
+			.max_win = b[4] * 512,
+		};
+	}
 }
 
 /* Checksums that random ones hardly hit; the frame stays what it is else */
@@ -579,7 +685,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 static void report(void)
 {
-	fprintf(stderr, "frames %lu forwarded %lu\n", inputs, forwarded);
+	fprintf(stderr, "frames %lu forwarded %lu outside %lu\n", inputs, forwarded, outside);
 }
 
 int LLVMFuzzerTestOneInput(const __u8 *input, size_t size)
@@ -589,7 +695,7 @@ int LLVMFuzzerTestOneInput(const __u8 *input, size_t size)
 	struct xdp_md ctx = { .ingress_ifindex = INGRESS };
 	size_t len, headroom, grow;
 	struct packet p;
-	bool want, ok, beside;
+	bool want, ok, beside, strict, counted, within = true;
 	int verdict;
 
 	if (size < sizeof(r))
@@ -600,6 +706,8 @@ int LLVMFuzzerTestOneInput(const __u8 *input, size_t size)
 		atexit(report);
 
 	beside = r.how & 8;
+	strict = !beside && r.nat & 16;
+	flow.reason = 0;
 	headroom = r.how & 4 ? r.how >> 4 : 256;
 	ok = parse(in, len, &p);
 	flow.looked_up = false;
@@ -616,6 +724,9 @@ int LLVMFuzzerTestOneInput(const __u8 *input, size_t size)
 			ok = len == p.ip + p.ip_len;
 			want = ok && flow.hit && l2_len(flow.out) == l2_len(p.encap);
 		}
+		make_windows(&r, in, &p);
+		if (strict && flow.hit && p.proto == IPPROTO_TCP)
+			within = model_window(in, &p);
 	}
 
 	data = room + ROOM - len;
@@ -623,12 +734,16 @@ int LLVMFuzzerTestOneInput(const __u8 *input, size_t size)
 	flow.hard_start = data - headroom;
 	ctx.data = (long)data;
 	ctx.data_end = (long)data + len;
-	verdict = beside ? xdp_ct_beside(&ctx) : xdp_ct(&ctx);
+	verdict = beside ? xdp_ct_beside(&ctx) : strict ? xdp_ct_strict(&ctx) : xdp_ct(&ctx);
 
 	if (flow.looked_up != ok)
 		fail(ok ? "not looked up" : "looked up", in, len, data, len);
+	counted = flow.reason == FLOWMAP_TCP_WINDOW;
+	if (counted == within)
+		fail(within ? "not within its windows" : "within its windows", in, len, data, len);
+	outside += !within;
 	if (verdict == XDP_PASS) {
-		if (want)
+		if (want && within)
 			fail("passed", in, len, data, len);
 		if (ctx.data != (long)data || ctx.data_end != (long)data + len ||
 		    memcmp(data, in, len))
@@ -637,7 +752,7 @@ int LLVMFuzzerTestOneInput(const __u8 *input, size_t size)
 	}
 	if (verdict != XDP_REDIRECT)
 		fail("neither passed nor forwarded", in, len, data, len);
-	if (!want)
+	if (!want || !within)
 		fail("forwarded", in, len, data, len);
 	forwarded++;
 	check_forwarded(in, len, &p, (__u8 *)(long)ctx.data, ctx.data_end - ctx.data);
