@@ -179,6 +179,7 @@ PROG_SOCKET_FILTER, PROG_KPROBE, PROG_SCHED_CLS, PROG_SCHED_ACT, PROG_XDP, PROG_
     1, 2, 3, 4, 6, 31
 PROG_TRACING, MODIFY_RETURN, TRACE_ITER = 26, 26, 28
 BPF_F_SLEEPABLE = 1 << 4
+BPF_F_NUMA_NODE, BPF_F_RDONLY, BPF_F_WRONLY, BPF_F_RDONLY_PROG = 1 << 2, 1 << 3, 1 << 4, 1 << 7
 BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK = 0, 1, 2, 4
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
 TEST_XDP_LIVE_FRAMES = 1 << 1
@@ -439,8 +440,9 @@ def call(function):
     return insn(0x85, imm=function)
 
 
-def ld_map(dst, m):
-    return insn(0x18, dst, 1, imm=m.fd) + insn(0)
+def ld_map(dst, m, value=False):
+    """The map, or the address of its first value"""
+    return insn(0x18, dst, 2 if value else 1, imm=m.fd) + insn(0)
 
 
 EXIT = insn(0x95)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Cases of modular_maps.sh"""
 import errno
+import mmap
 import os
 import random
 import resource
@@ -8,15 +9,15 @@ import struct
 import time
 import traceback
 
-from lib import (BARE, BPF_EXIST, BPF_F_SLEEPABLE, BPF_F_TOKEN_FD, BPF_NOEXIST, CAP_BPF,
-                 CAP_NET_ADMIN, DELETE, ENOTSUPP, EXIT, Fd, Iterator, LOOKUP, MAP_ARRAY_OF_MAPS,
-                 MAP_DELETE_BATCH, MAP_FLOWMAP, MAP_HASH, MAP_LOOKUP_AND_DELETE_BATCH,
-                 MODIFY_RETURN, MODULAR_LOCAL, PROG_KPROBE, PROG_SOCKET_FILTER, PROG_SYSCALL,
-                 PROG_TRACING, RAW_TRACEPOINT_OPEN, TOKEN_CREATE, TOY, UPDATE, Lookup, Map,
-                 MemoryCgroup, Prog, addi, bare, bpf, btf_id, call, calls, check, child,
-                 delete_module, end, errno_of, expect, fails, jeqi, ld_map, loaded, map_by_id, mov,
-                 movi, not_ok, obj_get, program, run, skip, storei, sysfs, syscall, toy, unload,
-                 wait_for, with_caps)
+from lib import (BARE, BPF_EXIST, BPF_F_RDONLY_PROG, BPF_F_SLEEPABLE, BPF_F_TOKEN_FD, BPF_NOEXIST,
+                 CAP_BPF, CAP_NET_ADMIN, DELETE, ENOTSUPP, EXIT, Fd, Iterator, LOOKUP, MAP_ARRAY,
+                 MAP_ARRAY_OF_MAPS, MAP_DELETE_BATCH, MAP_FLOWMAP, MAP_HASH,
+                 MAP_LOOKUP_AND_DELETE_BATCH, MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MODIFY_RETURN,
+                 MODULAR_LOCAL, PROG_KPROBE, PROG_SOCKET_FILTER, PROG_SYSCALL, PROG_TRACING,
+                 RAW_TRACEPOINT_OPEN, TOKEN_CREATE, TOY, UPDATE, Lookup, Map, MemoryCgroup, Prog,
+                 addi, bare, bpf, btf_id, call, calls, check, child, delete_module, end, errno_of,
+                 expect, fails, jeqi, ld_map, loaded, map_by_id, mov, movi, not_ok, obj_get,
+                 program, run, skip, storei, sysfs, syscall, toy, unload, wait_for, with_caps)
 
 
 def number(n):
@@ -225,19 +226,23 @@ def test_token():
 
 
 def test_lsm():
-    """A program on the hook of map creation refuses modular maps as any others"""
-    hook = btf_id("FUNC", "security_bpf_map_create")
-    if not hook:
+    """Programs on the hooks of maps refuse modular ones as any others"""
+    if not btf_id("FUNC", "security_bpf_map_create"):
         skip("lsm: the hook refuses a toy", "a kernel without CONFIG_SECURITY")
         return
-    toy().close()
-    prog = Prog([movi(0, -errno.EACCES), EXIT], type=PROG_TRACING, attach=MODIFY_RETURN,
-                attach_btf_id=hook)
-    link = Fd(bpf(RAW_TRACEPOINT_OPEN, struct.pack("=QI4x", 0, prog.fd))[0])
-    fails("lsm: the hook refuses a toy", errno.EACCES, toy)
-    fails("lsm: and a flowmap", errno.EACCES, Map)
-    link.close()
-    check("lsm: gone, all is well", toy() and Map())
+    m = toy()
+    ident = m.info()["id"]
+    for name, found in (("security_bpf_map_create", 0), ("security_bpf_map", errno.EACCES)):
+        prog = Prog([movi(0, -errno.EACCES), EXIT], type=PROG_TRACING, attach=MODIFY_RETURN,
+                    attach_btf_id=btf_id("FUNC", name))
+        link = Fd(bpf(RAW_TRACEPOINT_OPEN, struct.pack("=QI4x", 0, prog.fd))[0])
+        fails(f"lsm: {name} refuses a toy", errno.EACCES, toy)
+        fails(f"lsm: {name} refuses a flowmap", errno.EACCES, Map)
+        expect(f"lsm: {name}, and a toy that is there by its id", found,
+               errno_of(child(map_by_id, ident)))
+        link.close()
+        check(f"lsm: {name} gone, all is well", toy() and Map() and map_by_id(ident))
+    m.close()
     check("lsm: what was refused is freed",
           wait_for(lambda: sysfs("toy", "maps") == ["0"]), sysfs("toy", "maps"))
 
@@ -334,8 +339,14 @@ def test_bare():
                                  ("delete", m.delete, (key,)), ("next key", m.next_key, (key,)),
                                  ("look-up and delete", m.lookup_and_delete, (key,))):
         fails(f"bare: {name} is EOPNOTSUPP", errno.EOPNOTSUPP, function, *args)
-    fails("bare: a batch of look-ups is ENOTSUPP", ENOTSUPP, m.batch, 1)
-    fails("bare: a batch of deletes is ENOTSUPP", ENOTSUPP, m.batch, 1, MAP_DELETE_BATCH)
+    for name, cmd in (("look-ups", MAP_LOOKUP_BATCH), ("updates", MAP_UPDATE_BATCH),
+                      ("deletes", MAP_DELETE_BATCH),
+                      ("look-up and delete", MAP_LOOKUP_AND_DELETE_BATCH)):
+        fails(f"bare: a batch of {name} is ENOTSUPP", ENOTSUPP, m.batch, 1, cmd)
+    fails("bare: mmap() is ENOTSUPP", ENOTSUPP, mmap.mmap, m.fd, mmap.PAGESIZE)
+    err, log = log_of(program(ld_map(1, m, value=True), movi(0, 0), EXIT))
+    check("bare: a program that wants a value's address is refused",
+          err == errno.EINVAL and "no direct value access" in log, f"{err} {log}")
     for name, function in (("bpf_map_lookup_elem", LOOKUP), ("bpf_map_update_elem", UPDATE),
                            ("bpf_map_delete_elem", DELETE)):
         insns = program(storei(8, 10, -8, 0), ld_map(1, m), mov(2, 10), addi(2, -8), mov(3, 2),
@@ -366,19 +377,36 @@ def test_bare():
 
 
 def test_refused():
-    m, t = Map(), toy()
+    m, t = Map(), toy(value_size=64)
     for what, inner in (("flowmap", m), ("toy", t)):
         fails(f"refused: {what} as an inner map", ENOTSUPP, Map, type=MAP_ARRAY_OF_MAPS, key_size=4,
               value_size=4, max_entries=1, inner=inner.fd)
+    one, other = (Map(type=MAP_HASH, key_size=8, value_size=64, max_entries=64) for _ in range(2))
+    outer = Map(type=MAP_ARRAY_OF_MAPS, key_size=4, value_size=4, max_entries=1, inner=one.fd)
+    outer.update(bytes(4), struct.pack("=i", other.fd))
+    fails("refused: a toy in the place of a hash", errno.EINVAL, outer.update, bytes(4),
+          struct.pack("=i", t.fd))
     for what, type_, flags in (("a socket filter", PROG_SOCKET_FILTER, 0),
                                ("a kprobe", PROG_KPROBE, 0),
                                ("a sleepable program", PROG_SYSCALL, BPF_F_SLEEPABLE)):
         err, log = log_of(calls(m, LOOKUP), type=type_, flags=flags)
         check(f"refused: {what} with a flowmap, by the type's name",
               err == errno.EINVAL and "map type flowmap cannot be used by" in log, f"{err} {log}")
-    err, log = log_of(calls(m, LOOKUP, jeqi(0, 0, 1), storei(8, 0, 0, 5)))
-    check("refused: a program that writes to a flowmap's value",
-          err == errno.EACCES and "write into map forbidden" in log, f"{err} {log}")
+    text = Map(type=MAP_ARRAY, key_size=4, value_size=8, max_entries=1, flags=BPF_F_RDONLY_PROG)
+    text.freeze()
+    for what, code in (
+            ("stores to", [storei(8, 0, 0, 5)]),
+            ("has bpf_fib_lookup() write to",
+             [mov(1, 6), mov(2, 0), movi(3, 64), movi(4, 0), call(69)]),
+            ("has bpf_snprintf() write to",
+             [mov(1, 0), movi(2, 8), ld_map(3, text, value=True), movi(4, 0), movi(5, 0),
+              call(165)])):
+        (err, log), other = (
+            log_of(program(mov(6, 1), *calls(of, LOOKUP, jeqi(0, 0, len(program(*code))), *code)))
+            for of in (m, t))
+        check(f"refused: a program that {what} a flowmap's value",
+              err == errno.EACCES and "write into map forbidden" in log, f"{err} {log}")
+        expect(f"refused: but not one that {what} a toy's", (0, ""), other)
     err, log = log_of(calls(m, 51))  # bpf_redirect_map
     check("refused: a flowmap for a helper of other types",
           err == errno.EINVAL and "flowmap" in log, f"{err} {log}")

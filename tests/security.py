@@ -9,13 +9,13 @@ import struct
 import time
 import traceback
 
-from lib import (ACK, BPF_EXIST, FIN, RST, SYN, TCP, UDP, Lookup, Map, Prog, check, credit, end,
-                 expect, fails, frame, ipv4, map_by_id, map_ids, movi, netns, not_ok, obj_get, on,
-                 program, raw_socket, run, tcp, udp, udp_socket, wait_for, EXIT)
+from lib import (ACK, BPF_EXIST, BPF_F_RDONLY, BPF_F_WRONLY, FIN, RST, SYN, TCP, UDP, Lookup, Map,
+                 Prog, check, credit, end, expect, fails, frame, ipv4, map_by_id, map_ids, movi,
+                 netns, not_ok, obj_get, on, program, raw_socket, run, tcp, udp, udp_socket,
+                 wait_for, EXIT)
 from flows import (CLIENT, ROUTER, SERVER, TcpFlow, UdpFlow, conntrack, proc_maps, published,
                    router_map, value)
 
-BPF_F_RDONLY, BPF_F_WRONLY = 1 << 3, 1 << 4
 NOBODY = 65534
 MACS = {name: os.environ[name + "_MAC"] for name in ("CLIENT", "RC", "RS", "SERVER")}
 libc = ctypes.CDLL(None, use_errno=True)
