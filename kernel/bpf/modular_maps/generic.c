@@ -7,8 +7,9 @@
  * element, those succeed whose delete did. What others change in between is not
  * in the copied value.
  *
- * A batch of look-up and delete takes the first key until there is none. What was
- * looked up is gone, so the position that the user hands in is not needed.
+ * A batch of look-up and delete takes the first key and those behind it, and begins
+ * anew where there is none. What was looked up is gone, so the position that the
+ * user hands in is not needed.
  */
 #include <linux/bpf.h>
 #include <linux/sched.h>
@@ -31,18 +32,23 @@ int modular_map_lookup_and_delete(struct bpf_map *map, void *key, void *value,
 	return map->ops->map_delete_elem(map, key);
 }
 
-static int modular_map_pop(struct bpf_map *map, void *key, void *value)
+/* @prev: the key before, or NULL */
+static int modular_map_pop(struct bpf_map *map, void *prev, void *key, void *value)
 {
 	int err;
 
 	bpf_disable_instrumentation();
 	rcu_read_lock();
 	do {
-		err = map->ops->map_get_next_key(map, NULL, key);
+		err = map->ops->map_get_next_key(map, prev, key);
+		if (err == -ENOENT && prev)
+			err = map->ops->map_get_next_key(map, NULL, key);
 		if (err)
 			break;
 		err = map->ops->map_lookup_and_delete_elem(map, key, value, 0);
-	} while (err == -ENOENT && !signal_pending(current)); /* gone meanwhile */
+		if (signal_pending(current) && err == -ENOENT)
+			err = -EINTR;
+	} while (err == -ENOENT); /* gone meanwhile */
 	rcu_read_unlock();
 	bpf_enable_instrumentation();
 	return err;
@@ -56,7 +62,7 @@ int modular_map_lookup_and_delete_batch(struct bpf_map *map,
 	void __user *batch = u64_to_user_ptr(attr->batch.out_batch);
 	void __user *keys = u64_to_user_ptr(attr->batch.keys);
 	u32 count = attr->batch.count, n = 0;
-	void *key, *value;
+	void *key, *value, *prev = NULL;
 	int err = 0;
 
 	if (attr->batch.elem_flags)
@@ -65,13 +71,13 @@ int modular_map_lookup_and_delete_batch(struct bpf_map *map,
 		return 0;
 	if (put_user(0, &uattr->batch.count))
 		return -EFAULT;
-	key = kvzalloc((size_t)map->key_size + map->value_size, GFP_USER | __GFP_NOWARN);
+	key = kvzalloc((size_t)2 * map->key_size + map->value_size, GFP_USER | __GFP_NOWARN);
 	if (!key)
 		return -ENOMEM;
-	value = key + map->key_size;
+	value = key + 2 * (size_t)map->key_size;
 
 	for (; n < count; n++) {
-		err = modular_map_pop(map, key, value);
+		err = signal_pending(current) ? -EINTR : modular_map_pop(map, prev, key, value);
 		if (err)
 			break;
 		if (copy_to_user(keys + (size_t)n * map->key_size, key, map->key_size) ||
@@ -79,6 +85,7 @@ int modular_map_lookup_and_delete_batch(struct bpf_map *map,
 			err = -EFAULT;
 			break;
 		}
+		prev = memcpy(key + map->key_size, key, map->key_size);
 		cond_resched();
 	}
 	if (put_user(n, &uattr->batch.count) ||
