@@ -361,6 +361,9 @@ EXPORT_SYMBOL_GPL(bpf_modular_map_alloc);
  */
 void bpf_modular_map_free(struct bpf_map *map)
 {
+#ifdef CONFIG_MEMCG
+	obj_cgroup_put(map->objcg);
+#endif
 	bpf_map_area_free(map);
 }
 EXPORT_SYMBOL_GPL(bpf_modular_map_free);
@@ -393,7 +396,10 @@ void *bpf_modular_map_cache_alloc(const struct bpf_map *map,
 		return obj;
 	}
 #endif
-	return kmem_cache_alloc(cache, gfp | __GFP_ACCOUNT);
+	/* in map_alloc() the creator runs; later, without a cgroup, it is the root's */
+	if (!READ_ONCE(map->ops))
+		gfp = bpf_memcg_flags(gfp);
+	return kmem_cache_alloc(cache, gfp);
 }
 EXPORT_SYMBOL_GPL(bpf_modular_map_cache_alloc);
 
