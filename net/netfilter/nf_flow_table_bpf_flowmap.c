@@ -120,7 +120,7 @@ struct flowmap_flow {
 /**
  * struct flowmap - a map
  * @map:      the map
- * @mask:     number of buckets less one
+ * @num:      number of buckets
  * @seed:     secret of the hash
  * @buckets:  the entries
  * @snooper:  how flows come in and go
@@ -133,7 +133,7 @@ struct flowmap_flow {
  */
 struct flowmap {
 	struct bpf_map map;
-	u32 mask;
+	u32 num;
 	u64 seed[1 + FLOWMAP_WORDS32 + FLOWMAP_V6_WORDS32];
 	struct flowmap_entry __rcu **buckets;
 
@@ -204,7 +204,7 @@ flowmap_bucket(const struct flowmap *fm, const u64 words[FLOWMAP_WORDS])
 		hash += fm->seed[2 * i + 1] * (u32)words[i];
 		hash += fm->seed[2 * i + 2] * (u32)(words[i] >> 32);
 	}
-	return &fm->buckets[(u32)(hash >> 32) & fm->mask];
+	return &fm->buckets[reciprocal_scale(hash >> 32, fm->num)];
 }
 
 /* The addresses that a direction matches are those that the other writes */
@@ -520,7 +520,7 @@ static bool flowmap_hooks(const struct nf_hook_entries *e)
 		return false;
 	ops = nf_hook_entries_get_hook_ops(e);
 	for (i = 0; i < e->num_hook_entries; i++)
-		if (ops[i]->hook_ops_type != NF_HOOK_OP_UNDEFINED)
+		if (READ_ONCE(ops[i])->hook_ops_type != NF_HOOK_OP_UNDEFINED)
 			return true;
 	return false;
 }
@@ -700,10 +700,9 @@ static int flowmap_publish(struct flowmap *fm, struct flowmap_flow *ff, u32 chan
 	return err;
 }
 
-static void flowmap_snoop_teardown(struct nf_flow_snooper *snooper,
-				   struct flow_offload *flow)
+/* Return: was it here? */
+static bool flowmap_drop(struct flowmap *fm, const struct flow_offload *flow)
 {
-	struct flowmap *fm = container_of(snooper, struct flowmap, snooper);
 	struct flowmap_flow *ff = NULL;
 	struct bpf_flowmap_key k;
 	struct flowmap_entry *e;
@@ -721,6 +720,24 @@ static void flowmap_snoop_teardown(struct nf_flow_snooper *snooper,
 
 	if (ff)
 		call_rcu(&ff->rcu, flowmap_free_flow_rcu);
+	return ff;
+}
+
+static void flowmap_snoop_teardown(struct nf_flow_snooper *snooper,
+				   struct flow_offload *flow)
+{
+	flowmap_drop(container_of(snooper, struct flowmap, snooper), flow);
+}
+
+/* For who is to find it gone: whoever has begun the flow's teardown before may not
+ * have come to this map yet. Return: was it here?
+ */
+static bool flowmap_teardown(struct flowmap *fm, struct flow_offload *flow)
+{
+	bool found = flowmap_drop(fm, flow);
+
+	flow_offload_teardown(flow);
+	return found;
 }
 
 /* Is it for a map of this family and device? */
@@ -754,7 +771,7 @@ static void flowmap_snoop_add(struct nf_flow_snooper *snooper, struct flow_offlo
 		spin_unlock_bh(&fm->lock);
 		return;
 	}
-	/* before anything of a device is read; see flowmap_netdev_event() */
+	/* before anything of a device is read; pairs with flowmap_netdev_event() */
 	changes = smp_load_acquire(&fm->changes);
 	ff->flow = flow;
 	ff->ct = flow->ct;
@@ -784,7 +801,7 @@ static void flowmap_walk(struct flowmap *fm,
 	struct flowmap_entry *e;
 	u32 i;
 
-	for (i = 0; i <= fm->mask; i++) {
+	for (i = 0; i < fm->num; i++) {
 		if (!(i % 1024))
 			cond_resched();
 		if (!rcu_access_pointer(fm->buckets[i]))
@@ -798,7 +815,7 @@ static void flowmap_walk(struct flowmap *fm,
 
 static void flowmap_forget(struct flowmap *fm, struct flowmap_entry *e, void *data)
 {
-	flowmap_snoop_teardown(&fm->snooper, flowmap_flow_of(e)->flow);
+	flowmap_drop(fm, flowmap_flow_of(e)->flow);
 }
 
 /* Let go of all flows, and take no more; while the snooper is registered, so
@@ -846,7 +863,7 @@ static void flowmap_dev_gone(struct flowmap *fm, struct flowmap_entry *e, void *
 	const struct net_device *dev = data;
 
 	if (tuple->iifidx == dev->ifindex || flowmap_leaves_by(e, tuple, dev))
-		flow_offload_teardown(flow);
+		flowmap_teardown(fm, flow);
 }
 
 /* What was published of the device may not be so any more */
@@ -875,10 +892,11 @@ static int flowmap_netdev_event(struct notifier_block *nb, unsigned long event, 
 
 	mutex_lock(&flowmaps_mutex);
 	list_for_each_entry(fm, &flowmaps, list) {
-		if (fm->snooper.net != dev_net(dev))
+		if (READ_ONCE(fm->snooper.net) != dev_net(dev))
 			continue;
 		spin_lock_bh(&fm->lock);
-		fm->changes++;
+		/* after what has changed; pairs with flowmap_snoop_add() */
+		smp_store_release(&fm->changes, fm->changes + 1);
 		spin_unlock_bh(&fm->lock);
 		flowmap_walk(fm, flowmap_dev_gone, dev);
 	}
@@ -916,8 +934,24 @@ static bool flowmap_neigh_usable(const struct neighbour *neigh)
 
 static bool flowmap_neigh_moved(const struct flowmap_entry *e)
 {
+	/* half an address is another one, too */
 	return READ_ONCE(e->neigh->dead) ||
-	       !ether_addr_equal_unaligned(e->neigh->ha, e->value.h_dest);
+	       !data_race(ether_addr_equal_unaligned(e->neigh->ha, e->value.h_dest));
+}
+
+static noinline bool flowmap_path_changed(struct flowmap_entry *e)
+{
+	struct flow_offload *flow = flowmap_flow_of(e)->flow;
+	const struct bpf_flowmap_value *v = &e->value;
+	struct bpf_flowmap_value now = {};
+
+	guard(rcu)(); /* drivers run programs with bottom halves disabled only */
+	flowmap_fill_way(&now, flow->tuplehash[e->dir].tuple.dst_cache->dev, e->neigh);
+	return now.flags != (v->flags & (BPF_FLOWMAP_NO_ETHER | BPF_FLOWMAP_NO_XMIT)) ||
+	       now.ifindex != v->ifindex ||
+	       !ether_addr_equal_unaligned(now.h_dest, v->h_dest) ||
+	       !ether_addr_equal_unaligned(now.h_source, v->h_source) ||
+	       memcmp(now.encap, v->encap, sizeof(v->encap));
 }
 
 static noinline void flowmap_refresh(struct flowmap_entry *e)
@@ -931,8 +965,9 @@ static noinline void flowmap_refresh(struct flowmap_entry *e)
 	 */
 	if (e->neigh)
 		neigh_event_send_probe(e->neigh, NULL, false);
-	/* nobody tells of these: from the next packet on */
-	if (flowmap_hooked(flowmap_flow_of(e), e->dir))
+	/* nobody tells of chains, nor of priorities set by ioctl: from the next packet on */
+	if (flowmap_hooked(flowmap_flow_of(e), e->dir) ||
+	    (e->value.encap[0].proto && flowmap_path_changed(e)))
 		flow_offload_teardown(flowmap_flow_of(e)->flow);
 }
 
@@ -950,20 +985,6 @@ static noinline void flowmap_count(struct flowmap_entry *e, u32 packets, u64 byt
 		atomic64_add(packets, &acct->counter[e->dir].packets);
 		atomic64_add(bytes, &acct->counter[e->dir].bytes);
 	}
-}
-
-static noinline bool flowmap_path_changed(struct flowmap_entry *e)
-{
-	struct flow_offload *flow = flowmap_flow_of(e)->flow;
-	const struct bpf_flowmap_value *v = &e->value;
-	struct bpf_flowmap_value now = {};
-
-	flowmap_fill_way(&now, flow->tuplehash[e->dir].tuple.dst_cache->dev, e->neigh);
-	return now.flags != (v->flags & (BPF_FLOWMAP_NO_ETHER | BPF_FLOWMAP_NO_XMIT)) ||
-	       now.ifindex != v->ifindex ||
-	       !ether_addr_equal_unaligned(now.h_dest, v->h_dest) ||
-	       !ether_addr_equal_unaligned(now.h_source, v->h_source) ||
-	       memcmp(now.encap, v->encap, sizeof(v->encap));
 }
 
 /* The packet, or the flow, is out of the ordinary. Return: what the look-up
@@ -1087,12 +1108,10 @@ static long flowmap_update_elem(struct bpf_map *map, void *key, void *value, u64
 
 static long flowmap_delete_elem(struct bpf_map *map, void *key)
 {
-	struct flowmap_entry *e = flowmap_find(to_flowmap(map), key);
+	struct flowmap *fm = to_flowmap(map);
+	struct flowmap_entry *e = flowmap_find(fm, key);
 
-	if (!e)
-		return -ENOENT;
-	flow_offload_teardown(flowmap_flow_of(e)->flow);
-	return 0;
+	return e && flowmap_teardown(fm, flowmap_flow_of(e)->flow) ? 0 : -ENOENT;
 }
 
 static int flowmap_get_next_key(struct bpf_map *map, void *key, void *next)
@@ -1110,7 +1129,7 @@ static int flowmap_get_next_key(struct bpf_map *map, void *key, void *next)
 				break;
 		bucket++;
 	}
-	for (; !e && bucket <= &fm->buckets[fm->mask]; bucket++)
+	for (; !e && bucket < &fm->buckets[fm->num]; bucket++)
 		e = flowmap_deref(*bucket);
 	if (!e)
 		return -ENOENT;
@@ -1129,7 +1148,7 @@ static long flowmap_for_each(struct bpf_map *map, bpf_callback_t callback,
 	if (flags)
 		return -EINVAL;
 
-	for (i = 0; i <= fm->mask; i++) {
+	for (i = 0; i < fm->num; i++) {
 		for (e = flowmap_deref(fm->buckets[i]); e; e = flowmap_deref(e->next)) {
 			flowmap_key_from_entry(&k, e);
 			flowmap_sync_ct(&e->value, flowmap_flow_of(e)->ct);
@@ -1191,9 +1210,8 @@ static struct bpf_map *flowmap_alloc(union bpf_attr *attr)
 		return map;
 	fm = to_flowmap(map);
 	/* half as many buckets as entries: chains of two in a full map */
-	fm->mask = roundup_pow_of_two(attr->max_entries) / 2 - 1;
-	fm->buckets = bpf_map_area_alloc((u64)(fm->mask + 1) * sizeof(*fm->buckets),
-					 map->numa_node);
+	fm->num = attr->max_entries / 2;
+	fm->buckets = bpf_map_area_alloc((u64)fm->num * sizeof(*fm->buckets), map->numa_node);
 	if (!fm->buckets) {
 		bpf_modular_map_free(map);
 		return ERR_PTR(-ENOMEM);
@@ -1213,7 +1231,7 @@ static u64 flowmap_mem_usage(const struct bpf_map *map)
 {
 	const struct flowmap *fm = to_flowmap(map);
 
-	return sizeof(*fm) + (u64)(fm->mask + 1) * sizeof(*fm->buckets) +
+	return sizeof(*fm) + (u64)fm->num * sizeof(*fm->buckets) +
 	       (u64)READ_ONCE(fm->entries) / FLOW_OFFLOAD_DIR_MAX *
 	       kmem_cache_size(flowmap_cache);
 }
@@ -1334,8 +1352,8 @@ static int __maybe_unused flowmap_proc_show(struct seq_file *m, void *v)
 	seq_puts(m, "id\tentries\tmax_entries\tfull\n");
 	mutex_lock(&flowmaps_mutex);
 	list_for_each_entry(fm, &flowmaps, list)
-		if (fm->snooper.net == net)
-			seq_printf(m, "%u\t%u\t%u\t%llu\n", fm->map.id,
+		if (READ_ONCE(fm->snooper.net) == net)
+			seq_printf(m, "%u\t%u\t%u\t%llu\n", READ_ONCE(fm->map.id),
 				   READ_ONCE(fm->entries), fm->map.max_entries,
 				   READ_ONCE(fm->full));
 	mutex_unlock(&flowmaps_mutex);

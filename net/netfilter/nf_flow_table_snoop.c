@@ -55,7 +55,7 @@ void __nf_flow_snoop_teardown(struct flow_offload *flow)
  */
 void nf_flow_snoop_register(struct nf_flow_snooper *snooper, struct net *net)
 {
-	snooper->net = net;
+	WRITE_ONCE(snooper->net, net);
 	static_branch_inc(&nf_flow_snoop_key);
 	mutex_lock(&snoop_mutex);
 	list_add_tail_rcu(&snooper->list, &snoopers);
@@ -98,7 +98,7 @@ void nf_flow_snoop_net_exit(struct net *net)
 			continue;
 		snooper->ops->net_exit(snooper);
 		nf_flow_snoop_unlink(snooper);
-		snooper->net = NULL;
+		WRITE_ONCE(snooper->net, NULL);
 	}
 	mutex_unlock(&snoop_mutex);
 }

@@ -20,7 +20,8 @@ struct nf_flow_snooper;
  * @teardown: packets of the flow belong to the stack from now on, whatever
  *            the reason: FIN, RST, a stale route, expiry, flush, the device
  *            or the flowtable gone. It may be told more than once, and is
- *            told before the connection can be offloaded anew.
+ *            told before the connection can be offloaded anew. Of two who call
+ *            flow_offload_teardown() the second may return before it is told.
  * @net_exit: the network namespace goes away, and the snooper is unregistered
  *            when this returns: it must let go of all flows, and take no more.
  *
