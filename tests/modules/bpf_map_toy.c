@@ -3,39 +3,43 @@
 #include <linux/bpf_modular_maps.h>
 #include <linux/jhash.h>
 
-struct toy {
-	struct bpf_map map;
-	spinlock_t lock; /* for changes */
-	u8 slots[] __aligned(8);
-};
-
 struct toy_slot {
 	enum { TOY_FREE, TOY_USED, TOY_GONE } state;
+	u32 hash;
 	u8 value[] __aligned(8); /* and the key behind it */
 };
 
-#define to_toy(m) container_of(m, struct toy, map)
-#define toy_size(key, value) round_up(sizeof(struct toy_slot) + (key) + (value), 8ULL)
+/* A map is struct bpf_map and its slots; these take the attributes of one, too */
+#define toy_slot_size(m) round_up(sizeof(struct toy_slot) + (m)->key_size + (m)->value_size, 8ULL)
+#define toy_size(m) (sizeof(struct bpf_map) + toy_slot_size(m) * (m)->max_entries)
+#define toy_slot(m, i) ((struct toy_slot *)((void *)((m) + 1) + toy_slot_size(m) * (i)))
 #define toy_key(m, s) ((s)->value + (m)->value_size)
 
-static struct toy_slot *toy_slot(struct bpf_map *map, u64 i)
+static DEFINE_SPINLOCK(toy_lock); /* for changes, of all maps */
+
+static struct bpf_map *toy_alloc(union bpf_attr *attr)
 {
-	return (void *)to_toy(map)->slots + i * toy_size(map->key_size, map->value_size);
+	return bpf_modular_map_alloc(attr, toy_size(attr));
 }
 
-/* The slot of the key, or NULL and in *room one that may become it */
+static u64 toy_mem_usage(const struct bpf_map *map)
+{
+	return toy_size(map);
+}
+
+/* The key's slot, or NULL and in *room one that may become it, if there is one */
 static struct toy_slot *toy_find(struct bpf_map *map, void *key, struct toy_slot **room)
 {
-	u32 i, n = map->max_entries, home = jhash(key, map->key_size, 0) % n;
+	u32 i, n = map->max_entries, hash = jhash(key, map->key_size, 0);
 
 	for (*room = NULL, i = 0; i < n; i++) {
-		struct toy_slot *s = toy_slot(map, ((u64)home + i) % n);
+		struct toy_slot *s = toy_slot(map, ((u64)hash + i) % n);
 		int state = smp_load_acquire(&s->state); /* then key and value */
 
-		if (state == TOY_USED && !memcmp(toy_key(map, s), key, map->key_size))
+		if (state == TOY_USED && s->hash == hash &&
+		    !memcmp(toy_key(map, s), key, map->key_size))
 			return s;
-		if (state != TOY_USED && !*room)
-			*room = s;
+		*room = *room ?: state == TOY_USED ? NULL : s;
 		if (state == TOY_FREE)
 			break;
 	}
@@ -53,57 +57,38 @@ static long toy_update(struct bpf_map *map, void *key, void *value, u64 flags)
 {
 	struct toy_slot *room, *s;
 
-	guard(spinlock_bh)(&to_toy(map)->lock);
+	guard(spinlock_bh)(&toy_lock);
 	s = toy_find(map, key, &room);
 	if (flags > BPF_EXIST)
 		return -EINVAL;
 	if (s ? flags == BPF_NOEXIST : flags == BPF_EXIST || !room)
 		return s ? -EEXIST : flags == BPF_EXIST ? -ENOENT : -E2BIG;
 	s = s ?: room;
-	memcpy(toy_key(map, s), key, map->key_size);
-	memcpy(s->value, value, map->value_size);
-	smp_store_release(&s->state, TOY_USED); /* after key and value */
+	if (value) {
+		s->hash = jhash(key, map->key_size, 0);
+		memcpy(toy_key(map, s), key, map->key_size);
+		memcpy(s->value, value, map->value_size);
+	}
+	smp_store_release(&s->state, value ? TOY_USED : TOY_GONE); /* after key and value */
 	return 0;
 }
 
 static long toy_delete(struct bpf_map *map, void *key)
 {
-	struct toy_slot *room, *s;
-
-	guard(spinlock_bh)(&to_toy(map)->lock);
-	s = toy_find(map, key, &room);
-	if (s)
-		WRITE_ONCE(s->state, TOY_GONE);
-	return s ? 0 : -ENOENT;
+	return toy_update(map, key, NULL, BPF_EXIST);
 }
 
 static int toy_next_key(struct bpf_map *map, void *key, void *next)
 {
 	struct toy_slot *room, *s = key ? toy_find(map, key, &room) : NULL;
-	u64 size = toy_size(map->key_size, map->value_size);
 
-	s = s ? (void *)s + size : toy_slot(map, 0);
-	while (s < toy_slot(map, map->max_entries) && READ_ONCE(s->state) != TOY_USED)
-		s = (void *)s + size;
-	if (s == toy_slot(map, map->max_entries))
-		return -ENOENT;
-	memcpy(next, toy_key(map, s), map->key_size);
-	return 0;
-}
-
-static struct bpf_map *toy_alloc(union bpf_attr *attr)
-{
-	u64 size = toy_size(attr->key_size, attr->value_size) * attr->max_entries;
-	struct bpf_map *map = bpf_modular_map_alloc(attr, sizeof(struct toy) + size);
-
-	if (!IS_ERR(map))
-		spin_lock_init(&to_toy(map)->lock);
-	return map;
-}
-
-static u64 toy_mem_usage(const struct bpf_map *map)
-{
-	return sizeof(struct toy) + toy_size(map->key_size, map->value_size) * map->max_entries;
+	for (s = s ? (void *)s + toy_slot_size(map) : toy_slot(map, 0);
+	     s < toy_slot(map, map->max_entries); s = (void *)s + toy_slot_size(map))
+		if (READ_ONCE(s->state) == TOY_USED) {
+			memcpy(next, toy_key(map, s), map->key_size);
+			return 0;
+		}
+	return -ENOENT;
 }
 
 static const struct bpf_modular_map_type toy_type = {
@@ -120,8 +105,7 @@ static const struct bpf_modular_map_type toy_type = {
 	.prog_types = BIT_ULL(BPF_PROG_TYPE_XDP),
 	.helpers = (const u16[]) { BPF_FUNC_map_lookup_elem, BPF_FUNC_map_update_elem,
 				   BPF_FUNC_map_delete_elem, 0 },
-	.cap = CAP_BPF,
-	.flags = BPF_MODULAR_MAP_GENERIC,
+	.cap = CAP_BPF, .flags = BPF_MODULAR_MAP_GENERIC,
 };
 module_bpf_modular_map(toy_type);
 MODULE_LICENSE("GPL");
