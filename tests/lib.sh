@@ -142,7 +142,7 @@ finish()
 
 	[ ! -e /sys/kernel/debug/kmemleak ] || equal "no memory lost" "" "$(leaks)"
 	[ ! -e /sys/kernel/debug/gcov ] || covered
-	log=$(dmesg | grep -E -A4 'WARNING|BUG|Oops|KASAN|UBSAN|refcount_t|unregister_netdevice: waiting|stall|INFO: (task|possible)' | head -20)
+	log=$(dmesg | sed -f "$TESTS/vm/kcsan.sed" | grep -E -A4 'WARNING|BUG|Oops|KASAN|UBSAN|refcount_t|unregister_netdevice: waiting|stall|INFO: (task|possible)' | head -20)
 	equal "no complaint in the kernel's log" "" "$log"
 	echo "1..$results"
 	exit $((failed > 0))
