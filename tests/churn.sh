@@ -218,6 +218,10 @@ setup()
 		net.netfilter.nf_conntrack_tcp_timeout_syn_recv=2 \
 		net.netfilter.nf_conntrack_tcp_timeout_last_ack=2 \
 		net.netfilter.nf_conntrack_tcp_timeout_fin_wait=2
+	# sockets without a process hold their namespace until they give up
+	for copy in client server; do
+		on "$copy" sysctl -qw net.ipv4.tcp_orphan_retries=1 net.ipv4.tcp_fin_timeout=2
+	done
 	for copy in $bpf ${bpf}1 ${bpf}2; do
 		mkdir -p "$copy"
 		attempt bpftool prog loadall "$BUILD/bpf/churn.bpf.o" "$copy" pinmaps "$copy"
@@ -268,10 +272,12 @@ echo "# flows added $(hits added), published $(hits published), freed $(hits unp
 echo 0 > /sys/kernel/tracing/events/kprobes/enable
 echo > /sys/kernel/tracing/kprobe_events
 # what maps had of flows is freed, or the kernel would have complained when the module
-# went; sockets without a process hold their namespace until they give up
-for ((i = 0; i < 6; i++)); do
-	! wait_until same_state || break
+# went
+end=$((SECONDS + 180))
+until same_state || [ "$SECONDS" -ge "$end" ]; do
+	sleep 1
 done
+echo "# settled $((180 - end + SECONDS)) s later"
 equal "modules, maps, namespaces, neighbours and objects are as at the start" "" \
 	"$(diff "$dir/start" "$dir/end")"
 finish
