@@ -330,13 +330,13 @@ static int check_lro(const struct device *d)
 
 static int load_error(int err)
 {
-	if (err == -EPERM || err == -EACCES)
+	if (err == -EPERM || (err == -EACCES && geteuid())) /* or it is the verifier's */
 		return error_perm();
 	if (access(MODULAR_MAPS, F_OK))
 		return error("no modular maps: boot a kernel with CONFIG_BPF_MODULAR_MAPS");
 	if (access(MODULAR_MAPS "/flowmap", F_OK))
 		return error("module " MODULE " is not loaded: modprobe " MODULE);
-	if (err == -E2BIG)
+	if (err == -E2BIG && opt.max_entries)
 		return error("--max-entries is above what a flowmap may have");
 	return error("the kernel does not take the program: %s\n%s", strerror(-err), libbpf_text);
 }
@@ -372,11 +372,11 @@ static int skel_configure(struct xdp_ct_bpf *skel, const struct device *d,
 	bpf_map__set_map_extra(skel->maps.flowmap, shared->map_extra);
 	if (opt.max_entries)
 		bpf_map__set_max_entries(skel->maps.flowmap, opt.max_entries);
-	bpf_map__set_max_entries(skel->maps.tcp_windows,
-				 bpf_map__max_entries(skel->maps.flowmap));
 
 	if (shared->flowmap_fd >= 0)
 		err = bpf_map__reuse_fd(skel->maps.flowmap, shared->flowmap_fd);
+	bpf_map__set_max_entries(skel->maps.tcp_windows,
+				 bpf_map__max_entries(skel->maps.flowmap));
 	if (!err && d->stats_fd >= 0)
 		err = bpf_map__reuse_fd(skel->maps.xdp_ct_stats, d->stats_fd);
 	if (!err && opt.strict && shared->windows_fd >= 0)
@@ -407,6 +407,8 @@ static int device_load(struct device *d, struct shared *shared)
 		shared->flowmap_fd = dup(bpf_map__fd(skel->maps.flowmap));
 	if (opt.strict && shared->windows_fd < 0)
 		shared->windows_fd = dup(bpf_map__fd(skel->maps.tcp_windows));
+	if (d->new_fd < 0 || shared->flowmap_fd < 0 || (opt.strict && shared->windows_fd < 0))
+		err = error("%s: %s", d->name, strerror(errno));
 out:
 	xdp_ct_bpf__destroy(skel);
 	return err;
@@ -448,13 +450,17 @@ static int check_attach(const struct device *d)
 	return check_lro(d);
 }
 
-/* What packets taught while a device had no program is not all there was */
+/* What packets taught while a device had no program is not all there was. Packets
+ * that come meanwhile teach anew: at most as many as there may be.
+ */
 static void windows_forget(int fd)
 {
+	struct bpf_map_info info;
+	__u32 n = map_info(fd, &info) ? 0 : info.max_entries;
 	__u64 key;
 
-	while (!bpf_map_get_next_key(fd, NULL, &key) && !bpf_map_delete_elem(fd, &key))
-		;
+	while (n-- && !bpf_map_get_next_key(fd, NULL, &key))
+		bpf_map_delete_elem(fd, &key);
 }
 
 static bool is_named(const char *name)
@@ -519,7 +525,7 @@ out:
 	return 0;
 }
 
-/* 1: pinned, 0: was so already */
+/* 2: pinned instead of the old one, 1: pinned, 0: was so already */
 static int pin_flowmap(const struct shared *shared, const char *dir, const char *path)
 {
 	bool same, old;
@@ -536,9 +542,13 @@ static int pin_flowmap(const struct shared *shared, const char *dir, const char 
 			close(fd);
 		if (same)
 			return 0;
-		if (old && !unlink(path) && !bpf_obj_pin(shared->flowmap_fd, path))
-			return 1;
-		return error("%s is another map: remove it", path);
+		if (!old)
+			return error("%s is another map: remove it", path);
+		if (!unlink(path) && !bpf_obj_pin(shared->flowmap_fd, path))
+			return 2;
+		error("%s: %s", path, strerror(errno));
+		bpf_obj_pin(shared->old_fd, path);
+		return -1;
 	}
 	error("%s: %s: --pin needs a bpffs; ip netns exec hides it: use nsenter --net=",
 	      path, strerror(errno));
@@ -581,7 +591,8 @@ static int attach(void)
 			device_set(&devices[i], opt.mode, devices[i].new_fd, devices[i].prog_fd);
 		if (pinned) {
 			unlink(path);
-			rmdir(opt.pin);
+			if (pinned == 1 || bpf_obj_pin(shared.old_fd, path))
+				rmdir(opt.pin);
 		}
 	} else if (opt.strict) {
 		windows_forget(shared.windows_fd);
@@ -753,7 +764,7 @@ static int status(void)
 		print_json(json);
 	else
 		json_object_put(json);
-	return 0;
+	return flows < 0 ? -1 : 0;
 }
 
 /* Command line */
