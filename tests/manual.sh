@@ -116,7 +116,7 @@ told()
 	grep '"flow"' /tmp/monitor.json && grep '"mode"' /tmp/monitor.json
 }
 
-on router xdp_ct monitor --json > /tmp/monitor.json &
+nsenter --net=/run/netns/router xdp_ct monitor --json > /tmp/monitor.json &
 monitor=$!
 wait_until told
 kill $monitor

@@ -188,9 +188,10 @@ flow_lines()
 
 on router xdp_ct attach rc rs --counters
 on router conntrack -F 2> /dev/null
-on router xdp_ct monitor > /tmp/monitor &
+# not by 'on', whose shell is what 'kill' would hit
+nsenter --net=/run/netns/router xdp_ct monitor > /tmp/monitor &
 monitor=$!
-on router xdp_ct monitor --json -p udp > /tmp/monitor.json &
+nsenter --net=/run/netns/router xdp_ct monitor --json -p udp > /tmp/monitor.json &
 monitor="$monitor $!"
 python3 -c '
 import time
@@ -229,14 +230,20 @@ matches "flows --watch --json: a line each second" '^2 4$' \
 	"$(on router timeout 1.8 xdp_ct flows --watch --json | jq -s -r '"\(length) \(.[0] | length)"')"
 matches "stats --watch: rates" '^rc: forwarded [0-9]+ packets/s [0-9]+ bit/s passed/s .* dropped/s 0$' \
 	"$(on router timeout 2.8 xdp_ct stats --watch)"
-matches "flows --watch: again each second, with a line between" '^([2-9]) \1 \1$' \
-	"$(on router timeout 2.8 xdp_ct flows --watch -p udp | awk '
-		/^udp original / { o++ } /^udp reply / { r++ } /^$/ { n++ } END { print o, r, n }')"
 matches "stats: totals" '^rc: forwarded [0-9]{2,} packets [0-9]{3,} bytes passed( [a-z_]+ [0-9]+)+ dropped 0$' \
 	"$(on router xdp_ct stats)"
+nsenter --net=/run/netns/router xdp_ct flows --watch -p udp > /tmp/flows &
+watch=$!
+nsenter --net=/run/netns/router xdp_ct stats --watch --json > /tmp/stats.json &
+watch="$watch $!"
+wait_until sh -c 'grep -c "^$" /tmp/flows | grep -q "[^01]"'
+wait_until jq -s -e 'length > 1' /tmp/stats.json
+# shellcheck disable=SC2086 # two
+kill $watch
+matches "flows --watch: again each second, with a line between" '^([2-9]) \1 \1$' \
+	"$(awk '/^udp original / { o++ } /^udp reply / { r++ } /^$/ { n++ } END { print o, r, n }' /tmp/flows)"
 equal "stats --watch --json: totals each second, which grow" true \
-	"$(on router timeout 2.8 xdp_ct stats --watch --json | jq -s 'map(.rc.forwarded.packets) |
-		length > 1 and (. | unique) == .')"
+	"$(jq -s 'map(.rc.forwarded.packets) | length > 1 and unique == .' /tmp/stats.json)"
 on router conntrack -U -p udp --mark 5 > /dev/null 2>&1
 wait_until grep -q " update udp reply .* mark=5 " /tmp/monitor
 equal "flows -m 5: another mark" 2 "$(flow_lines -m 5)"
