@@ -11,15 +11,15 @@ import threading
 import time
 import traceback
 
-from lib import (ACK, BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, BTF_LOAD, COUNTERS, DNAT, FIN,
-                 HOOKS, IPS_OFFLOAD, KEY_STACK, LOOKUP, MAP_DELETE_BATCH,
-                 MAP_LOOKUP_AND_DELETE_BATCH, MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, NEEDS_STACK,
-                 PROG_SCHED_ACT, PROG_SCHED_CLS, REPLY, RST, SNAT, TCP, UDP, VALUE_FIELDS, Fd,
-                 Iterator, Lookup, Map, Prog, bpf, calls, check, credit, csum, end, expect, fails,
-                 ipv4, mac, make_key, netns, not_ok, obj_get, on, parse_key, parse_value, run,
-                 sysctl, tcp, udp, wait_for, with_facts)
+from lib import (ACK, BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_F_NUMA_NODE, BPF_F_RDONLY, BPF_NOEXIST,
+                 BTF_LOAD, COUNTERS, DNAT, FIN, HOOKS, IPS_OFFLOAD, KEY_STACK, LOOKUP,
+                 MAP_DELETE_BATCH, MAP_LOOKUP_AND_DELETE_BATCH, MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH,
+                 NEEDS_STACK, PROG_SCHED_ACT, PROG_SCHED_CLS, REPLY, RST, SNAT, TCP, UDP,
+                 VALUE_FIELDS, Fd, Iterator, Lookup, Map, Prog, bpf, calls, check, credit, csum,
+                 end, expect, fails, ipv4, mac, make_key, map_by_id, netns, not_ok, on, parse_key,
+                 parse_value, run, sysctl, tcp, udp, wait_for, with_facts)
 from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, gone, proc_maps,
-                   published, router_map, value)
+                   programs, published, router_map, value)
 
 
 def same_packet(name, got, old, new, l3check, l4check):
@@ -82,7 +82,15 @@ def test_btf():
     value = (112, (0, 4, 8, 14, 20, 22, 24, 32, 34, 36, 38, 40, 72, 76, 80, 84, 86, 87, 88, 96, 104,
                    108))
     good = btf(key, value)
-    check("BTF: of the UAPI's structures is taken", router_map(btf=(good.fd, 2, 3)))
+    m = router_map(btf=(good.fd, 2, 3), extra=COUNTERS | RC << 32,
+                   flags=BPF_F_NUMA_NODE | BPF_F_RDONLY)
+    check("BTF: of the UAPI's structures is taken", m)
+    info = m.info()
+    expect("BTF: info tells its types, map_extra and the flags that last",
+           (2, 3, True, COUNTERS | RC << 32, BPF_F_NUMA_NODE),
+           (info["btf_key_type_id"], info["btf_value_type_id"], info["btf_id"] > 0,
+            info["map_extra"], info["map_flags"]))
+    expect("BTF: and an id, by which all of it is told again", info, map_by_id(info["id"]).info())
     for what, structs in (
             ("a member of the key elsewhere", ((64, (0, 4, 7) + key[1][3:]), value)),
             ("one member fewer in the key", ((64, key[1][:-1]), value)),
@@ -217,8 +225,18 @@ def test_counters():
           BPF_EXIST | BPF_F_LOCK)
     fails("update: any other field than the counters is refused", errno.EINVAL, m.update, flow.key,
           credit(1, 1, ifindex=5), BPF_EXIST)
+    fails("update: more packets than 32 bits tell are refused", errno.EINVAL, m.update, flow.key,
+          credit(1 << 32, 0), BPF_EXIST)
     fails("update: an unknown flow is refused", errno.ENOENT, m.update,
           with_facts(flow.key, ifindex=999), credit(1, 1), BPF_EXIST)
+    m.update(flow.key, credit(0xffffffff, 0), BPF_EXIST)
+    expect("update: all that 32 bits tell are counted", 1003 + 0xffffffff,
+           value(m, flow.key).packets)
+    on("router", "ip route replace blackhole 203.0.113.2/32")
+    check("update: a stale flow is there", published(m, flow))
+    fails("update: but refused", errno.ENOENT, m.update, flow.key, credit(1, 1), BPF_EXIST)
+    check("update: and torn down", gone(m, flow))
+    on("router", "ip route del 203.0.113.2/32")
 
 
 def test_life():
@@ -226,13 +244,15 @@ def test_life():
         name = f"life: {proto}"
         sysctl("router", f"net.netfilter.nf_flowtable_{proto}_timeout", 2)
         m = router_map()
-        busy, idle, lasting = kind(), kind(), other()
+        busy, credited, idle, lasting = kind(), kind(), kind(), other()
         find = Lookup(m)
         start = time.monotonic()
-        while time.monotonic() < start + 6 and find(busy.key):
+        while time.monotonic() < start + 6 and find(busy.key) and value(m, credited.key):
+            m.update(credited.key, credit(0, 0), BPF_EXIST)
             time.sleep(0.3)
         check(f"{name}: look-ups keep a flow for thrice its time-out",
               time.monotonic() >= start + 6, f"gone after {time.monotonic() - start:.1f} s")
+        check(f"{name}: so do updates that credit nothing", published(m, credited))
         check(f"{name}: its conntrack entry stays offloaded", conntrack(proto, busy.port).offload)
         check(f"{name}: an idle flow expires", gone(m, idle))
         check(f"{name}: not one of the other protocol", published(m, lasting))
@@ -338,25 +358,16 @@ def test_programs():
     m = router_map(extra=COUNTERS)
     wait_for(lambda: not list(m.keys()))
     flows = [UdpFlow() for _ in range(20)]
-    where = "/sys/fs/bpf/programs"
-    run(f"bpftool prog loadall {os.environ['BUILD']}/bpf/flowmap.bpf.o {where} "
-        f"map name flowmap id {m.info()['id']}")
-    count, delete, credit_ = (obj_get(f"{where}/{name}", Prog)
-                              for name in ("count", "delete", "credit"))
-    run(f"rm -r {where}")
-
-    def result(prog, key):
-        return ctypes.c_int32(prog.test(key)[0]).value
-
+    count, delete, credit_ = programs(m)
     expect("programs: for_each has both directions of a flow, once", [2] * 20,
-           [result(count, f.key) for f in flows])
+           [count(f.key) for f in flows])
     expect("programs: update credits packets and bytes", (0, (5, 500)),
-           (result(credit_, flows[3].key),
+           (credit_(flows[3].key),
             (v := value(m, flows[3].key)) and (v.packets, v.bytes)))
     expect("programs: delete ends a flow", (0, True, True),
-           (result(delete, flows[3].key), gone(m, flows[3]), published(m, flows[4])))
+           (delete(flows[3].key), gone(m, flows[3]), published(m, flows[4])))
     expect("programs: neither finds what is gone", [-errno.ENOENT] * 2,
-           [result(p, flows[3].key) for p in (credit_, delete)])
+           [p(flows[3].key) for p in (credit_, delete)])
     expect("iterator: gives what look-ups give", dict(m.batch(100)), dict(Iterator(m)))
     check("programs: those of tc look up as well",
           Prog(calls(m, LOOKUP), type=PROG_SCHED_CLS) and Prog(calls(m, LOOKUP),

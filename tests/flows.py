@@ -3,10 +3,12 @@
 Connections through the router of lib.sh's hosts and ruleset, and what the
 router's maps and conntrack say of them
 """
+import ctypes
+import os
 import re
 
-from lib import (ACK, TCP, UDP, Fields, Map, ifindex, make_key, netns, on, parse_value, tcp_pair,
-                 udp_socket)
+from lib import (ACK, TCP, UDP, Fields, Map, Prog, ifindex, make_key, netns, obj_get, on,
+                 parse_value, run, tcp_pair, udp_socket)
 
 CLIENT, SERVER, ROUTER, INSIDE = "10.0.1.2", "203.0.113.2", "203.0.113.1", "10.0.1.1"
 RC, RS = ifindex("router", "rc"), ifindex("router", "rs")
@@ -15,8 +17,8 @@ ports = iter(range(20000, 30000))
 
 class UdpFlow:
     """client:port to server:port through the masquerade, both ways once"""
-    def __init__(self, talk=True):
-        self.port = next(ports)
+    def __init__(self, talk=True, port=None):
+        self.port = port or next(ports)
         self.client = udp_socket("client", CLIENT, self.port)
         self.server = udp_socket("server", SERVER, self.port)
         if talk:
@@ -58,6 +60,16 @@ class TcpFlow:
 def router_map(**kwargs):
     with netns("router"):
         return Map(**kwargs)
+
+
+def programs(m):
+    """Count, delete and credit of tests/bpf/flowmap.bpf.c with this map, as functions of a key"""
+    where = "/sys/fs/bpf/programs"
+    run(f"bpftool prog loadall {os.environ['BUILD']}/bpf/flowmap.bpf.o {where} "
+        f"map name flowmap id {m.info()['id']}")
+    progs = [obj_get(f"{where}/{name}", Prog) for name in ("count", "delete", "credit")]
+    run(f"rm -r {where}")
+    return [lambda key, p=p: ctypes.c_int32(p.test(key)[0]).value for p in progs]
 
 
 def proc_maps():

@@ -574,7 +574,7 @@ def calls(m, function, *more):
 REPLY, SNAT, DNAT, NO_NEIGH, HOOKS = 1, 2, 4, 1 << 8, 1 << 13
 NEEDS_STACK = 0xff00
 KEY_STACK, KEY_SKB = 1, 2
-COUNTERS = 1
+COUNTERS, IPV4, IPV6 = 1, 2, 4  # map_extra
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 IPS_OFFLOAD = 1 << 14

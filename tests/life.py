@@ -13,15 +13,15 @@ import threading
 import time
 import traceback
 
-from lib import (COUNTERS, KEY_SKB, KEY_STACK, NEEDS_STACK, NO_NEIGH, PATIENCE, UDP, Fields,
-                 Iterator, Lookup, MemoryCgroup, check, end, expect, fails, frame, ipv4, make_key,
-                 netns, not_ok, on, parse_key, parse_value, raw_socket, sysctl, udp, wait_for,
-                 with_facts)
-from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, published,
+from lib import (COUNTERS, IPV4, IPV6, KEY_SKB, KEY_STACK, NEEDS_STACK, NO_NEIGH, PATIENCE, UDP,
+                 Fields, Iterator, Lookup, MemoryCgroup, check, end, expect, fails, frame, ipv4,
+                 make_key, netns, not_ok, on, parse_key, parse_value, raw_socket, sysctl, udp,
+                 wait_for, with_facts)
+from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, programs, published,
                    router_map, value)
 
-IPV4, IPV6 = 2, 4
 NO_XMIT, XFRM, TUNNEL = 1 << 9, 1 << 11, 1 << 12
+IPS_FIXED_TIMEOUT = 1 << 10
 CLIENT_MAC, RC_MAC, RS_MAC, SERVER_MAC = (os.environ[n] for n in
                                           ("CLIENT_MAC", "RC_MAC", "RS_MAC", "SERVER_MAC"))
 wires = [raw_socket("client", "c0", receive=False), raw_socket("server", "s0", receive=False)]
@@ -182,16 +182,18 @@ def test_age():
     """How old what the value says of conntrack may be"""
     m, flow = router_map(), TcpFlow()
     find = Lookup(m)
-    assured = parse_value(find(flow.key)).ct_status
+    status = parse_value(find(flow.key)).ct_status
     change = f"conntrack -U -p tcp --orig-port-src {flow.port} 2>/dev/null"
     on("router", change + " --mark 9")
     expect("age: the mark is conntrack's at once", 9, parse_value(find(flow.key)).ct_mark)
+    on("router", change + " --status FIXED_TIMEOUT")
+    expect("age: so is the status", (0, status | IPS_FIXED_TIMEOUT),
+           (status & IPS_FIXED_TIMEOUT, parse_value(find(flow.key)).ct_status))
     on("router", change + " --state CLOSE_WAIT")
-    expect("age: so is the TCP state for user space", 5, value(m, flow.key).tcp_state)
+    expect("age: and the TCP state for user space", 5, value(m, flow.key).tcp_state)
     on("router", change + " --state LAST_ACK")
     time.sleep(1.1)
     expect("age: programs have it a second later", 6, parse_value(find(flow.key)).tcp_state)
-    expect("age: the status", assured, parse_value(find(flow.key)).ct_status)
 
 
 def test_memory():
@@ -254,6 +256,10 @@ def test_many():
                        ("an iterator program", lambda: [k for k, _ in Iterator(m)])):
         expect(f"iteration: under churn each steady flow is seen exactly once: {name}", [want] * 3,
                [seen(keys()) for _ in range(3)])
+    count = programs(m)[0]
+    expect("iteration: under churn each steady flow is seen exactly once: for_each", {1: 100},
+           dict(collections.Counter(count(make_key(RC, UDP, CLIENT, port, SERVER, 53))
+                                    for port in steady[::12])))
     late = [router_map(max_entries=65536) for _ in range(3)]
     expect("announce: each steady flow is in every new map, once", [want] * 3,
            [seen(other.keys()) for other in late])
@@ -264,6 +270,12 @@ def test_many():
     sysctl("router", "net.netfilter.nf_flowtable_udp_timeout", 30)
     on("router", "conntrack -F 2>/dev/null")
     check("iteration: and the map empties", wait_for(lambda: not list(m.keys())))
+
+
+def forwarded():
+    """Packets that XDP has sent"""
+    return sum(d.get("forwarded", {}).get("packets", 0) for d in
+               json.loads(on("router", "xdp_ct stats --json")).values())
 
 
 class Events:
@@ -327,20 +339,26 @@ def test_events():
         got = live(name)
         expect(f"events: {name}: conntrack says the same with XDP as without", want[0], got[0])
         check(f"events: {name}: no entry stays established or offloaded", not got[1])
-    forwarded = on("router", "xdp_ct stats")
-    check("events: and the packets went by XDP", "forwarded" in forwarded, forwarded)
+    # 20 times data to and fro in each life
+    check("events: and the packets went by XDP", (n := forwarded()) >= 40 * len(usual), n)
     on("router", "xdp_ct detach")
     sysctl("router", "net.netfilter.nf_flowtable_tcp_timeout", 30)
 
 
+def routed():
+    """Packets that the stack has forwarded, without the flowtable"""
+    with netns("router"), open("/proc/thread-self/net/snmp", encoding="ascii") as f:
+        names, values = (line.split() for line in f if line.startswith("Ip:"))
+    return int(values[names.index("ForwDatagrams")])
+
+
+def accounted(ct):
+    """Packets and bytes of both directions"""
+    return tuple(int(d[n]) for d in (ct.original, ct.reply) for n in ("packets", "bytes"))
+
+
 def test_mix():
     """conntrack -L has each packet that was sent, whichever way it went"""
-    def routed():
-        """Packets that the stack has forwarded, without the flowtable"""
-        with netns("router"), open("/proc/thread-self/net/snmp", encoding="ascii") as f:
-            names, values = (line.split() for line in f if line.startswith("Ip:"))
-        return int(values[names.index("ForwDatagrams")])
-
     add = "nft add rule inet router forward ct state established flow add @ft"
     on("router", "nft 'flush chain inet router forward; delete flowtable inet router ft; "
        "add flowtable inet router ft { hook ingress priority filter; devices = { rc, rs }; "
@@ -348,7 +366,7 @@ def test_mix():
     on("router", "xdp_ct attach rc rs --counters")
     on("router", "conntrack -F 2>/dev/null")
     by_stack = routed()
-    sent = size = replies = 0
+    sent = size = replies = reply_size = 0
     for n in range(300):
         options = bytes([1, 1, 1, 1]) if n % 7 == 3 else b""  # the stack's
         packet = ipv4(CLIENT, SERVER, UDP, udp(CLIENT, SERVER, 4000, 4000, bytes(n)),
@@ -356,26 +374,57 @@ def test_mix():
         wires[0].send(frame(RC_MAC, CLIENT_MAC, packet))
         sent, size = sent + 1, size + len(packet)
         if n % 50 == 0:
-            wires[1].send(frame(RS_MAC, SERVER_MAC, ipv4(SERVER, ROUTER, UDP, udp(
-                SERVER, ROUTER, 4000, 4000, b"reply"))))
-            replies += 1
+            packet = ipv4(SERVER, ROUTER, UDP, udp(SERVER, ROUTER, 4000, 4000, bytes(n // 2)))
+            wires[1].send(frame(RS_MAC, SERVER_MAC, packet))
+            replies, reply_size = replies + 1, reply_size + len(packet)
         if n == 100:  # as a flow's end in the midst
             on("router", "nft flush chain inet router forward && " + add)
         if n == 200:  # from here on by the flowtable
-            by_xdp = sum(d["forwarded"]["packets"] for d in
-                         json.loads(on("router", "xdp_ct stats --json")).values())
+            by_xdp = forwarded()
             on("router", "xdp_ct detach")
     time.sleep(0.3)
     by_stack = routed() - by_stack
     ct = conntrack("udp", 4000)
     expect("accounting: XDP, flowtable, slow path mixed: packets and bytes are those sent",
-           (sent, size), (int(ct.original["packets"]), int(ct.original["bytes"])))
+           (sent, size, replies, reply_size), accounted(ct))
     ways = by_xdp, by_stack, sent + replies - by_xdp - by_stack
     check("accounting: each of the three had some", min(ways) > 20, ways)
 
 
+def test_mix_tcp():
+    """The same of a whole connection, whose ends count what they send"""
+    for host in ("client", "server"):
+        on(host, "nft 'add table inet count; add chain inet count out { type filter hook output "
+           "priority 0; }; add rule inet count out meta l4proto tcp counter'")
+    on("router", "xdp_ct attach rc rs --counters")
+    m, by_stack, flow = router_map(), routed(), TcpFlow()
+
+    def talk():
+        for _ in range(20):
+            flow.talk()
+        time.sleep(0.1 * PATIENCE)  # a last ACK
+    talk()
+    by_xdp = forwarded()
+    on("router", "xdp_ct detach")
+    talk()
+    on("router", "nft flush chain inet router forward")
+    m.delete(flow.key)
+    talk()
+    flow.server.close()
+    flow.client.close()
+    time.sleep(0.1 * PATIENCE)
+    sent = sum((re.findall(r"packets (\d+) bytes (\d+)", on(host, "nft list table inet count"))
+                for host in ("server", "client")), [])
+    sent = tuple(int(n) for pair in sent for n in pair)
+    expect("accounting: a TCP connection's packets and bytes are those sent", sent,
+           accounted(conntrack("tcp", flow.port)))
+    by_stack = routed() - by_stack
+    ways = by_xdp, by_stack, sent[0] + sent[2] - by_xdp - by_stack
+    check("accounting: each of the three had some of it", min(ways) > 20, ways)
+
+
 for test in (test_filters, test_flags, test_cpus, test_off, test_zones, test_age, test_memory,
-             test_many, test_events, test_mix):
+             test_many, test_events, test_mix, test_mix_tcp):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError):
