@@ -10,13 +10,14 @@ import time
 import traceback
 
 from lib import (ACK, BPF_EXIST, BPF_F_RDONLY, BPF_F_WRONLY, FIN, RST, SYN, TCP, UDP, Lookup, Map,
-                 Prog, check, credit, end, expect, fails, frame, ipv4, map_by_id, map_ids, movi,
-                 netns, not_ok, obj_get, on, program, raw_socket, run, tcp, udp, udp_socket,
-                 wait_for, EXIT)
+                 Prog, address, check, credit, end, expect, fails, frame, ipv4, mac, map_by_id,
+                 map_ids, movi, netns, not_ok, obj_get, on, program, raw_socket, received, run, tcp,
+                 udp, udp_socket, wait_for, EXIT)
 from flows import (CLIENT, ROUTER, SERVER, TcpFlow, UdpFlow, conntrack, proc_maps, published,
                    router_map, value)
 
 NOBODY = 65534
+OTHER = "02:00:de:ad:be:ef"
 MACS = {name: os.environ[name + "_MAC"] for name in ("CLIENT", "RC", "RS", "SERVER")}
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -119,12 +120,16 @@ def test_values():
 
 
 def test_hash():
+    def adjacent(keys):
+        return {frozenset(pair) for pair in zip(keys, keys[1:])}
     first, second = router_map(), router_map()
-    flows = [UdpFlow() for _ in range(40)]
+    flows = [UdpFlow(port=port) for port in random.sample(range(40000, 60000), 40)]
     one, other = list(first.keys()), list(second.keys())
     check("hash: two maps have the same flows", set(one) == set(other) and
           len(one) >= 2 * len(flows))
     check("hash: each with a seed of its own", one != other)
+    both = len(adjacent(one) & adjacent(other))  # by chance: 2
+    check("hash: keys side by side in one are not in the other", both < len(one) / 4, both)
 
 
 def syns(count):
@@ -195,12 +200,12 @@ def test_spoofed():
     time.sleep(0.1)
     check("spoofed fragment with RST: the flow stays", published(m, flow) and flow.talk())
     wrong = bytearray(from_server(flow, ACK, 1, payload=b"payload"))
-    wrong[6:12] = bytes.fromhex("0200deadbeef")
+    wrong[6:12] = mac(OTHER)
     wire.send(bytes(wrong))
     expect("spoofed source MAC address: replies go where they went",
            MACS["SERVER"].replace(":", ""), value(m, flow.reply).h_dest.hex())
     elsewhere = bytearray(from_server(flow, ACK, 1, payload=b"payload"))
-    elsewhere[0:6] = bytes.fromhex("0200deadbeef")
+    elsewhere[0:6] = mac(OTHER)
     sent = value(m, flow.key).last_used
     wire.send(bytes(elsewhere))
     check("spoofed destination MAC address: not for the router, not forwarded",
@@ -213,7 +218,32 @@ def test_spoofed():
           published(m, flow) and flow.talk())
 
 
-for test in (test_container, test_fd, test_values, test_hash, test_flood, test_spoofed):
+def claimed():
+    """Where packets for the server go, when another says that he has its address"""
+    flow, wire = UdpFlow(), raw_socket("server", "s0")
+    claim = (mac(OTHER), address(SERVER)) * 2
+    wire.send(frame("ff:ff:ff:ff:ff:ff", OTHER,
+                    struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 2, *claim), 0x0806))
+    neighbour = wait_for(lambda: OTHER in on("router", f"ip neigh show {SERVER} dev rs"))
+    sent = []
+    for _ in range(3):
+        flow.client.sendto(b"to", (SERVER, flow.port))
+        sent += [f[:6].hex(":") for f in received(wire) if f[12:14] == b"\x08\0" and f[23] == UDP]
+    on("router", f"ip neigh replace {SERVER} dev rs lladdr {MACS['SERVER']} nud reachable")
+    return neighbour, sent
+
+
+def test_neighbour():
+    got = claimed()
+    on("router", "xdp_ct detach rc rs")
+    peer = claimed()
+    on("router", "xdp_ct attach rc rs")
+    expect("spoofed neighbour: the stack believes it", (True, [OTHER] * 3), peer)
+    expect("spoofed neighbour: packets go where they go with a flowtable alone", peer, got)
+
+
+for test in (test_container, test_fd, test_values, test_hash, test_flood, test_spoofed,
+             test_neighbour):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError, StopIteration):
