@@ -197,6 +197,16 @@ def test_map_free():
     check("map: and the module unloads", unload(MODULE))
 
 
+def test_free():
+    """By a worker, when nobody has the map any more"""
+    run("modprobe " + MODULE)
+    with hold("free", "flowmap_free", lambda: router_map().close()) as h:
+        expect("free: its module cannot be unloaded", (errno.EAGAIN, 1),
+               (delete_module(MODULE), h.held))
+        expect("free: who closed the map is not held", 0, h.release())
+        check("free: when it has ended it can", unload(MODULE))
+
+
 def test_unload():
     """A reader of /proc/net holds nothing"""
     router_map().close()
@@ -320,8 +330,8 @@ def test_namespace():
           wait_for(lambda: not list(m.keys())) and lookup(flow.key) is None)
 
 
-for test in (test_teardown, test_next_key, test_neighbour, test_publish, test_map_free, test_unload,
-             test_growth, test_torn, test_namespace):
+for test in (test_teardown, test_next_key, test_neighbour, test_publish, test_map_free, test_free,
+             test_unload, test_growth, test_torn, test_namespace):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError, KeyError):
