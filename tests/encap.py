@@ -18,9 +18,10 @@ import sys
 import time
 import traceback
 
-from lib import (MAP_FLOWMAP, NEEDS_STACK, UDP, XDP_PASS, XDP_REDIRECT, check, csum, end, expect,
-                 frame, ifindex, ipv4, mac, map_by_id, map_ids, netns, not_ok, on, parse_key,
-                 parse_value, prog_of_device, raw_socket, received, run, sysctl, udp, wait_for)
+from lib import (IPV4, IPV6, MAP_FLOWMAP, NEEDS_STACK, UDP, XDP_PASS, XDP_REDIRECT, Map, check,
+                 csum, end, expect, frame, ifindex, ipv4, mac, map_by_id, map_ids, netns, not_ok,
+                 on, parse_key, parse_value, prog_of_device, raw_socket, received, run, sysctl, udp,
+                 wait_for)
 
 CLIENT_KIND, SERVER_KIND = sys.argv[1:3]
 NAME = f"{CLIENT_KIND} to {SERVER_KIND}"
@@ -272,10 +273,10 @@ class Flow:
         wires[side].send(side.wire(side.mac, side.host_mac, self.packet(way, payload), self.family))
         return wires[other].receive(payload, 2)
 
-    def find(self, way):
+    def find(self, way, m=None):
         """Key in the map, or None"""
         src_port, dst_port = self.ends[way][1], self.ends[way][3]
-        for data in flowmap.keys():
+        for data in (m or flowmap).keys():
             key = parse_key(data)
             if (key.l4proto, key.family, key.sport, key.dport) == \
                (self.proto, self.family, src_port, dst_port) and \
@@ -322,6 +323,17 @@ def test_flow(what, flow):
         check(f"{name}: XDP sends what the stack sends",
               slow and slow == fast and counts == [counts[0], counts[0], counts[0] + 1],
               f"stack: {slow and slow.hex(' ', -4)}\nXDP:   {fast and fast.hex(' ', -4)}\n{counts}")
+
+
+def test_families():
+    """Maps for flows of one family"""
+    with netns("router"):
+        maps = {"IPv4": Map(extra=IPV4), "IPv6": Map(extra=IPV6)}
+    for family, name in ((V4, "IPv4"), (V6, "IPv6")):
+        flow = Flow(family)
+        wait_for(lambda f=flow: f.find(0) and f.find(1))
+        expect(f"{NAME}: family: a flow of {name} is in the map for it alone", [[name], [name]],
+               [[n for n, m in maps.items() if flow.find(way, m)] for way in (0, 1)])
 
 
 def test_headroom():
@@ -376,6 +388,8 @@ def test_stale_plain():
     for what, command, undo in (
             ("IPv6 route replaced", "ip route replace 2001:db8::2/128 via 2001:db8::9 dev rs",
              "ip route del 2001:db8::2/128"),
+            ("IPv6 route deleted", "ip route del 2001:db8::/64 dev rs",
+             "ip route add 2001:db8::/64 dev rs"),
             ("IPv6 policy rule added", "ip -6 rule add to 2001:db8::2 prohibit",
              "ip -6 rule del to 2001:db8::2 prohibit"),
             ("IPv6 neighbour moved", "ip neigh replace 2001:db8::2 dev rs lladdr 02:00:00:00:02:99",
@@ -383,6 +397,10 @@ def test_stale_plain():
             ("IPv6 neighbour failed", "ip neigh change 2001:db8::2 dev rs nud failed",
              "ip neigh del 2001:db8::2 dev rs")):
         stale(what, flow, 0, command, undo)
+    zone = "chain inet router raw"
+    on("router", f"nft 'add {zone} {{ type filter hook prerouting priority raw; }}; "
+       "add rule inet router raw ct zone set 7'")
+    stale("conntrack zone flushed", Flow(V4), 0, "conntrack -D -w 7", f"nft delete {zone}")
     flow = Flow(V4)
     flush = "nft list ruleset > /tmp/rules && nft flush ruleset"
     for what, command, undo in (
@@ -467,6 +485,11 @@ def test_stale():
                   f"{'' if left.kind == 'bridge-pvid' else 'untagged'}",
                   f"bridge vlan add vid 10 dev {left.phys} "
                   f"{'pvid untagged' if left.kind == 'bridge-pvid' else ''}")
+    elif left.kind in ("vlan", "qinq"):
+        link, ident = left.dev.rsplit(".", 1)
+        stale("ingress device removed", flow, 0, f"ip link del {left.dev}",
+              f"ip link add link {link} name {left.dev} type vlan id {ident} && "
+              f"ip link set {left.dev} up && ip addr add {left.addrs[V4][0]}/24 dev {left.dev}")
     if right.kind == "pppoe":
         stale("PADT, and the session is gone", flow, 0, padt)
     elif right.kind == "pppoe-vlan":
@@ -511,6 +534,7 @@ try:
         for family, title in ((V4, "IPv4"), (V6, "IPv6")):
             test_flow(f"{title} DNAT", Flow(family, dnat=True))
         test_flow("GRE", Flow(V4, GRE))
+        test_families()
         test_neighbours()
         test_stale_plain()
     else:
