@@ -11,10 +11,10 @@ import subprocess
 import time
 import traceback
 
-from lib import (ATF_COM, ATF_PERM, COUNTERS, EXIT, LOOKUP, SIOCSARP, SIOCSIFHWADDR, SIOCSIFMTU,
+from lib import (ATF_COM, ATF_PERM, COUNTERS, EXIT, FIN, LOOKUP, SIOCSARP, SIOCSIFHWADDR, SIOCSIFMTU,
                  XDP_PASS, Lookup, Prog, addi, arpreq, call, check, child, delete_module, end,
                  errno_of, expect, ifreq, ld_map, mac, mov, movi, netns, not_ok, on, parse_value,
-                 program, run, storei, sysfs, unload, wait_for)
+                 program, run, storei, sysfs, unload, wait_for, with_facts)
 from flows import SERVER, UdpFlow, gone, ports, published, router_map, value
 
 MODULE = "nf_flow_table_bpf_flowmap"
@@ -111,6 +111,22 @@ def test_teardown():
               nothing(lambda: h.hits) and h.held)
         expect("teardown: the reader has the whole value", 0, h.release())
         check("teardown: then it is freed", wait_for(lambda: h.hits == 1), h.hits)
+
+
+def test_second_teardown():
+    """Somebody has begun the flow's teardown, and not come to the map yet"""
+    address = "ip link set dev rs address 02:00:00:00:02:05"
+    for what, act in (("a flow is deleted", lambda: m.delete(flow.key)),
+                      ("a device gets another address", lambda: on("router", address))):
+        m, flow = router_map(), UdpFlow()
+        lookup = Lookup(m)
+        with hold(f"second teardown: {what}", "__nf_flow_snoop_teardown",
+                  lambda m=lookup, f=flow: m(with_facts(f.key, tcp_flags=FIN))) as h:
+            act()
+            check(f"second teardown: {what}: and is gone when that returns",
+                  h.held and lookup(flow.key) is None and flow.key not in m.keys())
+            h.release()
+    restore()
 
 
 def test_next_key():
@@ -330,8 +346,8 @@ def test_namespace():
           wait_for(lambda: not list(m.keys())) and lookup(flow.key) is None)
 
 
-for test in (test_teardown, test_next_key, test_neighbour, test_publish, test_map_free, test_free,
-             test_unload, test_growth, test_torn, test_namespace):
+for test in (test_teardown, test_second_teardown, test_next_key, test_neighbour, test_publish,
+             test_map_free, test_free, test_unload, test_growth, test_torn, test_namespace):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError, KeyError):
