@@ -78,9 +78,18 @@ def talk(pair):
             raise ValueError("other data came than was sent")
 
 
+def connected(*args):
+    """tcp_pair(), in the end: the device may be down right now"""
+    while True:
+        try:
+            return tcp_pair(*args, timeout=60)
+        except OSError:
+            time.sleep(0.1)
+
+
 def forwarded(stop):
     """Through the port forward: nothing that is done may cut it"""
-    pair = tcp_pair("server", "client", CLIENT, 80, ("203.0.113.1", 8080), timeout=60)
+    pair = connected("server", "client", CLIENT, 80, ("203.0.113.1", 8080))
     until(stop, lambda: (talk(pair), time.sleep(0.05)))
     talk(pair)
 
@@ -90,8 +99,8 @@ def masqueraded(stop):
     of it"""
     cut = 0
     while not os.path.exists(stop):
+        pair = connected("client", "server", SERVER, 7000)
         try:
-            pair = tcp_pair("client", "server", SERVER, 7000, timeout=30)
             while not os.path.exists(stop):
                 talk(pair)
                 time.sleep(0.05)

@@ -40,6 +40,7 @@ state()
 	echo "map types $(ls /sys/kernel/bpf/modular_maps)"
 	echo "maps $(python3 -c 'import lib; print(len(lib.map_ids()))')"
 	echo "namespaces $(ip netns list | wc -l)"
+	ping -qc 1 127.0.0.1 > /dev/null # the loopback device's comes and goes
 	awk 'NR == 2 { print "neighbours", $1 }' /proc/net/stat/arp_cache
 	for cache in net_namespace nf_conntrack rtable flowmap_flow; do
 		echo "objects of $cache $(objects $cache)"
@@ -239,7 +240,6 @@ teardown()
 
 # once, for the modules and all that is there for good after the first use
 setup
-ping -qc 1 127.0.0.1 > /dev/null # the loopback device's neighbour
 teardown
 state > "$dir/start"
 
