@@ -373,6 +373,12 @@ def stale(what, flow, way, command, undo=None):
               state())
 
 
+def vlan_priority(dev, priority):
+    """Of packets without one; nobody is told (struct vlan_ioctl_args)"""
+    with netns("router"), socket.socket() as sock:  # SIOCSIFVLAN, SET_VLAN_EGRESS_PRIORITY_CMD
+        fcntl.ioctl(sock, 0x8983, struct.pack("=i24sI20xh2x", 3, dev.encode(), 0, priority))
+
+
 def padt():
     """The other end of a PPPoE session ends it: one frame"""
     discovery = struct.pack("!BBHH", 0x11, 0xa7, SID, 0)
@@ -498,6 +504,12 @@ def test_stale():
         if right.kind in ("vlan", "qinq"):
             stale("VLAN device gets a map of priorities", flow, 0,
                   f"ip link set dev {right.dev} type vlan egress 0:3")
+            on("router", f"ip link set dev {right.dev} type vlan egress 0:0")
+            check(f"{NAME}: stale: VLAN device: undone, packets go by XDP again", flow.works(),
+                  state())
+            vlan_priority(right.dev, 3)
+            check(f"{NAME}: stale: VLAN device gets one by ioctl: soon none goes by XDP",
+                  wait_for(lambda: not flow.fast(0)), state())
             on("router", f"ip link set dev {right.dev} type vlan egress 0:0")
         stale("egress device removed", flow, 0, f"ip link del {right.dev}")
 
