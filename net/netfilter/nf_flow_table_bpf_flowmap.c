@@ -934,9 +934,11 @@ static bool flowmap_neigh_usable(const struct neighbour *neigh)
 
 static bool flowmap_neigh_moved(const struct flowmap_entry *e)
 {
-	/* half an address is another one, too */
-	return READ_ONCE(e->neigh->dead) ||
-	       !data_race(ether_addr_equal_unaligned(e->neigh->ha, e->value.h_dest));
+	bool same;
+
+	/* data_race(): half an address is another one, too */
+	same = data_race(ether_addr_equal_unaligned(e->neigh->ha, e->value.h_dest));
+	return READ_ONCE(e->neigh->dead) || !same;
 }
 
 static noinline bool flowmap_path_changed(struct flowmap_entry *e)

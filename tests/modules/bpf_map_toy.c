@@ -9,22 +9,30 @@ struct toy_slot {
 	u8 value[] __aligned(8); /* and the key behind it */
 };
 
-/* A map is struct bpf_map and its slots; these take the attributes of one, too */
-#define toy_slot_size(m) round_up(sizeof(struct toy_slot) + (m)->key_size + (m)->value_size, 8ULL)
-#define toy_size(m) (sizeof(struct bpf_map) + toy_slot_size(m) * (m)->max_entries)
-#define toy_slot(m, i) ((struct toy_slot *)((void *)((m) + 1) + toy_slot_size(m) * (i)))
 #define toy_key(m, s) ((s)->value + (m)->value_size)
 
 static DEFINE_SPINLOCK(toy_lock); /* for changes, of all maps */
 
+static u64 toy_slot_size(u32 key_size, u32 value_size)
+{
+	return round_up(sizeof(struct toy_slot) + key_size + value_size, 8ULL);
+}
+
+/* A map is struct bpf_map and its slots */
+static void *toy_slot(const struct bpf_map *map, u64 i)
+{
+	return (void *)(map + 1) + toy_slot_size(map->key_size, map->value_size) * i;
+}
+
 static struct bpf_map *toy_alloc(union bpf_attr *attr)
 {
-	return bpf_modular_map_alloc(attr, toy_size(attr));
+	return bpf_modular_map_alloc(attr, sizeof(struct bpf_map) + attr->max_entries *
+				     toy_slot_size(attr->key_size, attr->value_size));
 }
 
 static u64 toy_mem_usage(const struct bpf_map *map)
 {
-	return toy_size(map);
+	return toy_slot(map, map->max_entries) - (void *)map;
 }
 
 /* The key's slot, or NULL and in *room one that may become it, if there is one */
@@ -81,14 +89,15 @@ static long toy_delete(struct bpf_map *map, void *key)
 static int toy_next_key(struct bpf_map *map, void *key, void *next)
 {
 	struct toy_slot *room, *s = key ? toy_find(map, key, &room) : NULL;
+	u64 size = toy_slot_size(map->key_size, map->value_size);
 
-	for (s = s ? (void *)s + toy_slot_size(map) : toy_slot(map, 0);
-	     s < toy_slot(map, map->max_entries); s = (void *)s + toy_slot_size(map))
-		if (READ_ONCE(s->state) == TOY_USED) {
-			memcpy(next, toy_key(map, s), map->key_size);
-			return 0;
-		}
-	return -ENOENT;
+	s = s ? (void *)s + size : toy_slot(map, 0);
+	while ((void *)s < toy_slot(map, map->max_entries) && READ_ONCE(s->state) != TOY_USED)
+		s = (void *)s + size;
+	if (s == toy_slot(map, map->max_entries))
+		return -ENOENT;
+	memcpy(next, toy_key(map, s), map->key_size);
+	return 0;
 }
 
 static const struct bpf_modular_map_type toy_type = {
