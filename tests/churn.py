@@ -79,12 +79,16 @@ def talk(pair):
 
 
 def connected(*args):
-    """tcp_pair(), in the end: the device may be down right now"""
+    """tcp_pair(), at last: the device may be down right now"""
     while True:
         try:
-            return tcp_pair(*args, timeout=60)
+            pair = tcp_pair(*args, timeout=60)
         except OSError:
             time.sleep(0.1)
+            continue
+        for s in pair:  # gone when closed: none is left without a process
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return pair
 
 
 def forwarded(stop):
