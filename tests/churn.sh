@@ -278,6 +278,6 @@ done
 echo "# settled $((180 - end + SECONDS)) s later"
 equal "modules, maps, namespaces, neighbours and objects are as at the start" "" \
 	"$(diff "$dir/start" "$dir/end")"
-# a socket that nobody has any more may keep one for minutes
+# one may outlive its name for minutes
 echo "# network namespaces in memory: $(objects net_namespace); $(grep TCP /proc/net/sockstat)"
 finish
