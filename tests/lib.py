@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import time
+import traceback
 
 failed = 0
 
@@ -130,7 +131,10 @@ def child(function, *args, **kwargs):
             status = 0
         except OSError as e:
             status = e.errno
+        except Exception:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(status)
     return pid
 
