@@ -187,6 +187,9 @@ def test_lookup():
             "an unknown flag": with_facts(flow.key, flags=1 << 7),
             "a packet above the MTU": with_facts(flow.key, len=1501)}.items():
         expect(f"look-up from a program: {what} misses", None, find(key))
+    check("look-up from a program: which asks for it gets the value of a packet above the MTU",
+          find(with_facts(flow.key, len=1501, flags=KEY_STACK)) and
+          not find(with_facts(flow.key, len=1501, flags=KEY_STACK | 1 << 7)))
     check("look-up from a program: a packet of the MTU hits",
           find(with_facts(flow.key, len=1500)))
     check("look-up from a program: bytes behind IPv4 addresses are ignored",

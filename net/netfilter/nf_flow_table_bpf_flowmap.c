@@ -1001,7 +1001,7 @@ static noinline void *flowmap_lookup_special(struct flowmap_entry *e,
 		return NULL;
 	if (k->flags & BPF_FLOWMAP_KEY_SKB)
 		needs &= ~BPF_FLOWMAP_NO_XMIT;
-	if (needs && (k->flags & BPF_FLOWMAP_KEY_STACK))
+	if ((needs || k->len > e->value.mtu) && (k->flags & BPF_FLOWMAP_KEY_STACK))
 		return &e->value;
 	if (k->len > e->value.mtu)
 		return NULL;

@@ -60,8 +60,9 @@ union bpf_flowmap_addrs {
 
 /* bpf_flowmap_key.flags */
 enum {
-	/* return the value of a flow that needs the stack, too, untouched:
-	 * nothing is counted, kept alive or torn down for it
+	/* return the value of a flow that needs the stack, or whose @mtu is less
+	 * than @len, too, untouched: nothing is counted, kept alive or torn down
+	 * for it
 	 */
 	BPF_FLOWMAP_KEY_STACK	= 1 << 0,
 	/* this packet may leave by a device that cannot transmit XDP frames:
