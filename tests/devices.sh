@@ -72,6 +72,8 @@ matches "veth without a receiver: status" \
 	"^rs: to it by the stack: 1 flows, needs_stack=no_xmit$" "$(on router xdp_ct status)"
 equal "veth without a receiver: status --json" 1 "$(on router xdp_ct status --json rs |
 	jq '.devices[0].needs_stack.no_xmit')"
+[ "$(on router xdp_ct stats --json | jq .rc.needs_stack.packets)" -ge 300 ]
+result $? "veth without a receiver: stats: what needs the stack is counted" "$(on router xdp_ct stats)"
 matches "veth without a receiver: flows" ' oif=rs .* needs_stack=no_xmit$' \
 	"$(on router xdp_ct flows --needs-stack)"
 on router xdp_ct detach

@@ -262,7 +262,7 @@ def test_passed():
            (up6(n) for n in (0, 43, 44, 50, 51, 60, 135, 139, 140)))
     passed("fragments in VLAN and PPPoE", "fragment",
            [tagged(client_udp(frag=0x2000), vlan), session(client_udp(frag=1))])
-    passed("above the MTU", "miss", [up(client_udp(bytes(1473)))])
+    passed("above the MTU", "mtu", [up(client_udp(bytes(1473)))])
     passed("other ports and addresses", "miss",
            [up(ipv4(CLIENT, SERVER, UDP, udp(CLIENT, SERVER, PORT, PORT + 1))),
             up(ipv4(CLIENT, SERVER, UDP, udp(CLIENT, SERVER, PORT + 1, PORT))),

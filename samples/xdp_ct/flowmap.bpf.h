@@ -48,11 +48,13 @@ enum flowmap_reason {
 	FLOWMAP_PROTOCOL,	/* not TCP, UDP or GRE; IPv6 extension header */
 	FLOWMAP_TCP_FLAGS,	/* SYN, or a combination that is invalid */
 	FLOWMAP_TCP_CLOSE,	/* FIN or RST, seen by the flow */
-	FLOWMAP_MISS,		/* the flowmap has no value for it */
+	FLOWMAP_MISS,		/* the flowmap has no flow for it */
 	FLOWMAP_HEADROOM,	/* no room to push an encapsulation */
 	FLOWMAP_TCP_WINDOW,	/* not within the connection's windows: tcp_window.bpf.h */
 	FLOWMAP_ABORTED,	/* not the stack's: dropped, half written */
 	FLOWMAP_RESIZE,		/* its length would change, and must not */
+	FLOWMAP_NEEDS_STACK,	/* the flow's value says why: BPF_FLOWMAP_NO_NEIGH and so on */
+	FLOWMAP_MTU,		/* longer than what the way out takes */
 	FLOWMAP_REASONS
 };
 

@@ -81,6 +81,28 @@ static __always_inline bool not_host(struct xdp_md *ctx)
 	return dest != own && dest != bridge_mac;
 }
 
+/* Why there is no value to forward by. FIN and RST end the flow, and are the stack's */
+static __noinline enum flowmap_reason why_none(struct bpf_flowmap_key *key)
+{
+	const struct bpf_flowmap_value *value;
+	__u32 needs;
+
+	if (key->tcp_flags & (FLOWMAP_TCP_FIN | FLOWMAP_TCP_RST))
+		return FLOWMAP_TCP_CLOSE;
+
+	key->flags |= BPF_FLOWMAP_KEY_STACK;
+	value = bpf_map_lookup_elem(&flowmap, key);
+	if (!value)
+		return FLOWMAP_MISS;
+
+	needs = value->flags & BPF_FLOWMAP_NEEDS_STACK;
+	if (skb_mode)
+		needs &= ~BPF_FLOWMAP_NO_XMIT;
+	if (needs)
+		return FLOWMAP_NEEDS_STACK;
+	return key->len > value->mtu ? FLOWMAP_MTU : FLOWMAP_MISS;
+}
+
 static __always_inline int forward(struct xdp_md *ctx, const int how)
 {
 	struct bpf_flowmap_key key __attribute__((aligned(8)));
@@ -102,11 +124,9 @@ static __always_inline int forward(struct xdp_md *ctx, const int how)
 	if (skb_mode)
 		key.flags = BPF_FLOWMAP_KEY_SKB;
 
-	/* FIN and RST end the flow, and are the stack's */
 	value = bpf_map_lookup_elem(&flowmap, &key);
 	if (!value)
-		return pass(ctx, key.tcp_flags & (FLOWMAP_TCP_FIN | FLOWMAP_TCP_RST) ?
-				 FLOWMAP_TCP_CLOSE : FLOWMAP_MISS);
+		return pass(ctx, why_none(&key));
 
 	if (how & STRICT && key.l4proto == IPPROTO_TCP && !tcp_window_ok(ctx, &key, value))
 		return pass(ctx, FLOWMAP_TCP_WINDOW);

@@ -54,6 +54,7 @@ static struct {
 	__u8 *hard_start;	/* of the frame's room */
 	struct bpf_flowmap_value value;
 	struct bpf_flowmap_key key;	/* what the model says that is looked up */
+	bool known;		/* to the map, and so not a miss */
 	bool hit;
 	bool looked_up;
 	struct encap out[2];
@@ -95,11 +96,13 @@ static void *fuzz_lookup(void *map, const void *key)
 		flow.reason = *(__u32 *)key;
 		return stats;
 	}
+	if (flow.looked_up)	/* once more, to know why */
+		flow.key.flags |= BPF_FLOWMAP_KEY_STACK;
 	flow.looked_up = true;
 	if (memcmp(key, &flow.key, sizeof(flow.key)))
 		fail("another key than the model's", (void *)&flow.key, sizeof(flow.key), key,
 		     sizeof(flow.key));
-	return flow.hit ? &flow.value : NULL;
+	return flow.hit || (flow.known && flow.key.flags) ? &flow.value : NULL;
 }
 
 static long fuzz_update(void *map, const void *key, const void *value, __u64 flags)
@@ -469,7 +472,7 @@ struct recipe {
 	__u8 tune;		/* checksums on the edge */
 	__u8 ports[4];
 	__u8 addrs[32];
-	__u8 known;		/* bits: windows, no room for more */
+	__u8 known;		/* bits: windows, no room for more; 2-4: needs the stack */
 	__u8 packets;		/* as counted with this one */
 	__u8 sides[2][5];	/* packets, ends in 64 and 1, room in 1, window in 512 */
 	/* changes: offset, and a bit to turn or a value */
@@ -592,11 +595,25 @@ static void make_flow(const struct recipe *r, const struct packet *p)
 		memcpy(&v->dport, r->ports + 2, 2);
 	if (r->nat & 32)
 		v->flags = BPF_FLOWMAP_REPLY;
+	if ((r->known & 28) == 28)
+		v->flags |= BPF_FLOWMAP_NO_XMIT;
 	v->packets = r->packets;
 	v->ct_id = 0x12345678;
 	model_diffs(p);
-	flow.hit = !(r->how & 1) && flow.key.len <= v->mtu &&
+	flow.known = !(r->how & 1);
+	flow.hit = flow.known && flow.key.len <= v->mtu &&
+		   !(v->flags & BPF_FLOWMAP_NEEDS_STACK) &&
 		   !(flow.key.tcp_flags & (FLOWMAP_TCP_FIN | FLOWMAP_TCP_RST));
+}
+
+/* What is counted of a packet that is looked up and is no hit */
+static __u32 model_reason(void)
+{
+	if (flow.key.tcp_flags & (FLOWMAP_TCP_FIN | FLOWMAP_TCP_RST))
+		return FLOWMAP_TCP_CLOSE;
+	if (!flow.known)
+		return FLOWMAP_MISS;
+	return flow.value.flags & BPF_FLOWMAP_NEEDS_STACK ? FLOWMAP_NEEDS_STACK : FLOWMAP_MTU;
 }
 
 /* What is known of the connection: near what the frame has, to be on both sides of it */
@@ -742,6 +759,8 @@ int LLVMFuzzerTestOneInput(const __u8 *input, size_t size)
 	if (counted == within)
 		fail(within ? "not within its windows" : "within its windows", in, len, data, len);
 	outside += !within;
+	if (ok && !flow.hit && flow.reason != model_reason())
+		fail("counted for another reason", in, len, data, len);
 	if (verdict == XDP_PASS) {
 		if (want && within)
 			fail("passed", in, len, data, len);
