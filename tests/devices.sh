@@ -81,6 +81,9 @@ on router xdp_ct attach --mode skb --counters rc rs
 succeeds "veth without a receiver, skb: TCP and UDP arrive whole" traffic
 [ "$(counted)" -ge 1000 ]
 result $? "veth without a receiver, skb: XDP needs none" "$(on router xdp_ct stats)"
+equal "veth without a receiver, skb: nor do status and flows say so" " {}" \
+	"$(on router xdp_ct flows --needs-stack) $(on router xdp_ct status --json rs |
+		jq -c '.devices[0].needs_stack')"
 on router xdp_ct detach
 on router xdp_ct attach --counters rc rs
 on server ethtool -K s0 gro on

@@ -84,7 +84,7 @@ reasons=$(sed -n '/^enum flowmap_reason/,/^}/s/^\tFLOWMAP_\([A-Z_]*\),.*/\L\1/p'
 equal "manual: the $(wc -w <<< "$reasons") reasons" "" "$(missing '(It Cm|Cm|\.Pq Cm) ' $reasons)"
 # shellcheck disable=SC2046 # words
 equal "manual: why a flow needs the stack" "" "$(missing 'It Cm ' \
-	$(sed -n 's/^\t{ BPF_FLOWMAP_[A-Z_]*,\t"\([a-z_]*\)" },/\1/p' "$SAMPLE/flows.c"))"
+	$(sed -n 's/^\t{ [A-Z_]*,\t*"\([a-z_]*\)" },/\1/p' "$SAMPLE/flows.c"))"
 
 hosts
 ruleset

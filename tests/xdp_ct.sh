@@ -106,7 +106,7 @@ refused "attach: no capability" "root" on router setpriv --reuid 65534 --clear-g
 succeeds "attach: one device of two" on router xdp_ct attach rs
 refused "stats: not attached" "rc: xdp_ct is not attached" on router xdp_ct stats rs rc
 matches "status: no counters" \
-	'^rs: mode native, program [0-9]+, flowmap [0-9]+ \(max_entries 65536\)$' \
+	'^rs: mode native, program [0-9]+, flowmap [0-9]+ \(max_entries 65536, [0-9]+ entries\)$' \
 	"$(on router xdp_ct status)"
 succeeds "attach: two devices" on router xdp_ct attach rc rs --counters
 first=$(program_of rc)
@@ -116,7 +116,7 @@ equal "status: the module" "module nf_flow_table_bpf_flowmap: loaded" \
 flowmap=$(bpftool -j map show name flowmap | jq .id)
 for dev in rc rs; do
 	matches "status: $dev" \
-		"^$dev: mode native, program $(program_of $dev), flowmap $flowmap \(max_entries 65536, counters\)\$" \
+		"^$dev: mode native, program $(program_of $dev), flowmap $flowmap \(max_entries 65536, [0-9]+ entries, counters\)\$" \
 		"$(on router xdp_ct status)"
 done
 equal "status: --json is JSON, with both devices" 2 \
@@ -276,6 +276,25 @@ equal "monitor --json, filtered: and marked" 2 \
 	"$(jq -s 'map(select(.event == "update" and .flow.mark == 5)) | length' /tmp/monitor.json)"
 equal "monitor --json, filtered: nothing else but devices" 0 \
 	"$(jq -s 'map(select(.flow and .flow.protocol != "udp")) | length' /tmp/monitor.json)"
+
+# full: two connections talk; does status say that there is no room for all?
+full()
+{
+	python3 -c 'from flows import UdpFlow; UdpFlow().talk(), UdpFlow().talk()'
+	on router xdp_ct status rc | grep -E ' \(max_entries 2, 2 entries, [1-9][0-9]* flows did not fit\)$'
+}
+
+on router conntrack -F 2> /dev/null
+on router xdp_ct attach rc --max-entries 2
+succeeds "status: more connections than the map has room for" wait_until full
+equal "status --json: the same" "2 true" "$(on router xdp_ct status --json rc |
+	jq -r '.devices[0] | "\(.entries) \(.full > 0)"')"
+equal "flows: what comes in by rs is not on XDP" "rs not_attached" \
+	"$(on router xdp_ct flows --json --needs-stack |
+		jq -r '.[] | "\(.ingress.dev) \(.needs_stack | join(" "))"')"
+equal "status: nor is what leaves by rc" '{"not_attached":1}' "$(on router xdp_ct status --json rc |
+	jq -c '.devices[0].needs_stack')"
+on router xdp_ct detach
 
 python3 -c '
 from lib import EXIT, Prog, movi

@@ -8,6 +8,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/if_ether.h>
+#include <linux/if_link.h>
 #include <linux/netfilter/nf_conntrack_tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +22,8 @@
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof(*(a)))
 #define BATCH		1024	/* entries of one system call */
+#define NOT_ATTACHED	(1U << 31)	/* to the device that it comes in by: among the value's flags */
+#define NOT_ON_XDP	(BPF_FLOWMAP_NEEDS_STACK | NOT_ATTACHED)
 
 static const char *const tcp_states[] = {
 	[TCP_CONNTRACK_NONE]		= "NONE",
@@ -45,20 +48,28 @@ static const struct {
 	{ BPF_FLOWMAP_XFRM,	"xfrm" },
 	{ BPF_FLOWMAP_TUNNEL,	"tunnel" },
 	{ BPF_FLOWMAP_HOOKS,	"hooks" },
+	{ NOT_ATTACHED,		"not_attached" },
 };
 
 /* Entries */
 
 /* Each map has all flows of the namespace. One is shown as the map of the device
  * that it comes in by has it, which counts it; as the first has it, if none is that.
+ * What that device is adds to the reasons for the stack, or takes one away.
  */
-static bool is_shown(const struct device *devices, int num, int i, const struct entry *e)
+static bool is_shown(const struct device *devices, int num, int i, struct entry *e)
 {
 	int j;
 
-	for (j = 0; j < num; j++)
-		if (devices[j].flowmap_fd >= 0 && devices[j].ifindex == (int)e->key.ifindex)
-			return devices[j].flowmap.id == devices[i].flowmap.id;
+	for (j = 0; j < num; j++) {
+		if (devices[j].flowmap_fd < 0 || devices[j].ifindex != (int)e->key.ifindex)
+			continue;
+		/* the dispatcher's programs do not know their mode */
+		if (devices[j].mode == XDP_FLAGS_SKB_MODE && !devices[j].dispatcher)
+			e->value.flags &= ~BPF_FLOWMAP_NO_XMIT;
+		return devices[j].flowmap.id == devices[i].flowmap.id;
+	}
+	e->value.flags |= NOT_ATTACHED;
 	for (j = 0; devices[j].flowmap_fd < 0; j++)
 		;
 	return j == i;
@@ -120,8 +131,7 @@ json_object *entries_stack(const struct entry *entries, int num)
 	for (i = 0; i < num; i++) {
 		const struct bpf_flowmap_value *value = &entries[i].value;
 
-		if (!(value->flags & BPF_FLOWMAP_NEEDS_STACK) ||
-		    !if_indextoname(value->ifindex, name))
+		if (!(value->flags & NOT_ON_XDP) || !if_indextoname(value->ifindex, name))
 			continue;
 		if (!json_object_object_get_ex(json, name, &dev))
 			json_object_object_add(json, name, dev = json_object_new_object());
@@ -323,7 +333,7 @@ static bool flow_matches(const struct entry *e)
 		f->ifindex == (int)e->value.ifindex) &&
 	       (!f->has_mark || f->mark == e->value.ct_mark) &&
 	       (!f->has_zone || f->zone == e->value.ct_zone) &&
-	       (!f->needs_stack || e->value.flags & BPF_FLOWMAP_NEEDS_STACK);
+	       (!f->needs_stack || e->value.flags & NOT_ON_XDP);
 }
 
 /* Flows */

@@ -675,11 +675,28 @@ const char *mode_name(__u32 mode)
 	       mode == XDP_FLAGS_DRV_MODE ? "native" : "offload";
 }
 
+/* How full it is, by /proc/net/nf_flowmap: the maps of this network namespace */
+static bool map_room(__u32 id, __u32 *entries, unsigned long long *full)
+{
+	FILE *f = fopen("/proc/net/nf_flowmap", "r");
+	bool found = false;
+	char line[128];
+	__u32 at;
+
+	while (f && !found && fgets(line, sizeof(line), f))
+		found = sscanf(line, "%u %u %*u %llu", &at, entries, full) == 3 && at == id;
+	if (f)
+		fclose(f);
+	return found;
+}
+
 static json_object *status_device(const struct device *d)
 {
 	const struct bpf_map_info *map = &d->flowmap;
 	bool counters = map->map_extra & BPF_FLOWMAP_COUNTERS;
 	json_object *json = json_object_new_object();
+	unsigned long long full = 0;
+	__u32 entries = 0;
 
 	add_string(json, "dev", d->name);
 	add_bool(json, "attached", d->prog_fd >= 0);
@@ -692,14 +709,21 @@ static json_object *status_device(const struct device *d)
 	add_number(json, "prog_id", d->prog_id);
 	add_number(json, "flowmap_id", map->id);
 	add_number(json, "max_entries", map->max_entries);
+	map_room(map->id, &entries, &full);
+	add_number(json, "entries", entries);
+	add_number(json, "full", full);
 	add_bool(json, "counters", counters);
 	add_bool(json, "strict_tcp", d->strict);
 	add_bool(json, "dispatcher", d->dispatcher);
-	if (!opt.json)
-		printf("%s: mode %s%s%s, program %u, flowmap %u (max_entries %u%s)\n",
-		       d->name, mode_name(d->mode), d->strict ? " strict-tcp" : "",
-		       d->dispatcher ? " in libxdp's dispatcher" : "", d->prog_id,
-		       map->id, map->max_entries, counters ? ", counters" : "");
+	if (opt.json)
+		return json;
+	printf("%s: mode %s%s%s, program %u, flowmap %u (max_entries %u, %u entries",
+	       d->name, mode_name(d->mode), d->strict ? " strict-tcp" : "",
+	       d->dispatcher ? " in libxdp's dispatcher" : "", d->prog_id,
+	       map->id, map->max_entries, entries);
+	if (full)
+		printf(", %llu flows did not fit", full);
+	puts(counters ? ", counters)" : ")");
 	return json;
 }
 
@@ -721,13 +745,19 @@ static int status(void)
 	bool loaded = !access(MODULAR_MAPS "/flowmap", F_OK);
 	json_object *stack, *one, *reasons;
 	struct entry *entries;
-	struct device *devices;
-	int num, flows, i;
+	struct device *devices, *all;
+	int num, num_all, flows, i;
 
 	num = devices_open(&devices, opt.names, opt.num_names);
 	if (num < 0)
 		return -1;
-	flows = entries_get(devices, num, &entries);
+	num_all = devices_open(&all, NULL, 0);
+	if (num_all < 0) {
+		devices_close(devices, num);
+		return -1;
+	}
+	flows = entries_get(all, num_all, &entries);
+	devices_close(all, num_all);
 	stack = entries_stack(entries, flows);
 	free(entries);
 

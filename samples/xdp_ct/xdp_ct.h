@@ -88,7 +88,7 @@ struct entry {
 	bool				counters;
 };
 
-/* All flows, to be freed; their number, or -1 */
+/* All flows, to be freed; their number, or -1. Of all devices that xdp_ct is on. */
 int entries_get(const struct device *devices, int num_devices, struct entry **entries);
 /* {"eth0": {"no_neigh": 2, ...}, ...}: by the device that they leave by */
 json_object *entries_stack(const struct entry *entries, int num);
