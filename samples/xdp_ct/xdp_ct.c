@@ -326,6 +326,21 @@ static int check_lro(const struct device *d)
 	return 0;
 }
 
+/* How full it is, by /proc/net/nf_flowmap: the maps of this network namespace */
+static bool map_room(__u32 id, __u32 *entries, unsigned long long *full)
+{
+	FILE *f = fopen("/proc/net/nf_flowmap", "r");
+	bool found = false;
+	char line[128];
+	__u32 at;
+
+	while (f && !found && fgets(line, sizeof(line), f))
+		found = sscanf(line, "%u %u %*u %llu", &at, entries, full) == 3 && at == id;
+	if (f)
+		fclose(f);
+	return found;
+}
+
 /* Attach */
 
 static int load_error(int err)
@@ -526,12 +541,11 @@ out:
 }
 
 /* 2: pinned instead of the old one, 1: pinned, 0: was so already */
-static int pin_flowmap(const struct shared *shared, const char *dir, const char *path)
+static int pin_flowmap(const struct shared *shared, const char *path)
 {
 	bool same, old;
-	int made, fd;
+	int fd;
 
-	made = !mkdir(dir, 0700);
 	if (!bpf_obj_pin(shared->flowmap_fd, path))
 		return 1;
 	if (errno == EEXIST) {
@@ -550,11 +564,8 @@ static int pin_flowmap(const struct shared *shared, const char *dir, const char 
 		bpf_obj_pin(shared->old_fd, path);
 		return -1;
 	}
-	error("%s: %s: --pin needs a bpffs; ip netns exec hides it: use nsenter --net=",
-	      path, strerror(errno));
-	if (made)
-		rmdir(dir);
-	return -1;
+	return error("%s: %s: --pin needs a bpffs; ip netns exec hides it: use nsenter --net=",
+		     path, strerror(errno));
 }
 
 static int attach(void)
@@ -563,6 +574,7 @@ static int attach(void)
 	char path[PATH_MAX];
 	struct device *devices;
 	struct shared shared;
+	bool made = false;
 
 	num = devices_open(&devices, opt.names, opt.num_names);
 	if (num < 0)
@@ -575,7 +587,8 @@ static int attach(void)
 			goto out;
 	if (opt.pin) {
 		snprintf(path, sizeof(path), "%s/flowmap", opt.pin);
-		pinned = pin_flowmap(&shared, opt.pin, path);
+		made = !mkdir(opt.pin, 0700);
+		pinned = pin_flowmap(&shared, path);
 		if (pinned < 0)
 			goto out;
 	}
@@ -589,15 +602,16 @@ static int attach(void)
 		err = attach_error(&devices[i], err);
 		while (i--)
 			device_set(&devices[i], opt.mode, devices[i].new_fd, devices[i].prog_fd);
-		if (pinned) {
+		if (pinned)
 			unlink(path);
-			if (pinned == 1 || bpf_obj_pin(shared.old_fd, path))
-				rmdir(opt.pin);
-		}
+		if (pinned == 2)
+			bpf_obj_pin(shared.old_fd, path);
 	} else if (opt.strict) {
 		windows_forget(shared.windows_fd);
 	}
 out:
+	if (err && made)
+		rmdir(opt.pin);
 	if (shared.flowmap_fd >= 0)
 		close(shared.flowmap_fd);
 	if (shared.windows_fd >= 0)
@@ -608,12 +622,33 @@ out:
 	return err;
 }
 
+static int check_pin(const char *path)
+{
+	unsigned long long full;
+	struct bpf_map_info info;
+	int fd = bpf_obj_get(path);
+	__u32 entries;
+	bool ours;
+
+	ours = fd >= 0 && !map_info(fd, &info) && info.type == BPF_MAP_TYPE_FLOWMAP &&
+	       map_room(info.id, &entries, &full);
+	if (fd >= 0)
+		close(fd);
+	return ours ? 0 : error("%s: no pinned flowmap of this network namespace: left as it is",
+				path);
+}
+
 static int detach(void)
 {
 	char path[PATH_MAX];
 	struct device *devices;
 	int num, i, err = 0;
 
+	if (opt.pin) {
+		snprintf(path, sizeof(path), "%s/flowmap", opt.pin);
+		if (check_pin(path))
+			return -1;
+	}
 	num = devices_open(&devices, opt.names, opt.num_names);
 	if (num < 0)
 		return -1;
@@ -634,13 +669,14 @@ static int detach(void)
 		return err;
 
 	num = devices_open(&devices, NULL, 0);
-	if (num == 0) {
-		snprintf(path, sizeof(path), "%s/flowmap", opt.pin);
-		unlink(path);
-		rmdir(opt.pin);
-	}
-	if (num >= 0)
-		devices_close(devices, num);
+	if (num < 0)
+		return -1;
+	devices_close(devices, num);
+	if (num)
+		return 0;
+	if (unlink(path))
+		return error("%s: %s", path, strerror(errno));
+	rmdir(opt.pin);
 	return 0;
 }
 
@@ -673,21 +709,6 @@ const char *mode_name(__u32 mode)
 {
 	return mode == XDP_FLAGS_SKB_MODE ? "skb" :
 	       mode == XDP_FLAGS_DRV_MODE ? "native" : "offload";
-}
-
-/* How full it is, by /proc/net/nf_flowmap: the maps of this network namespace */
-static bool map_room(__u32 id, __u32 *entries, unsigned long long *full)
-{
-	FILE *f = fopen("/proc/net/nf_flowmap", "r");
-	bool found = false;
-	char line[128];
-	__u32 at;
-
-	while (f && !found && fgets(line, sizeof(line), f))
-		found = sscanf(line, "%u %u %*u %llu", &at, entries, full) == 3 && at == id;
-	if (f)
-		fclose(f);
-	return found;
 }
 
 static json_object *status_device(const struct device *d)
