@@ -56,6 +56,10 @@ refused "attach: again, and the second fails" "--mode skb" \
 	on router xdp_ct attach --pin /sys/fs/bpf/pin rc dummy
 equal "attach: then the first has what it had, and no pin is left" "$first " \
 	"$(program_of rc) $(find /sys/fs/bpf -mindepth 1)"
+mkdir /sys/fs/bpf/own
+refused "attach: and with a directory that was there" "--mode skb" \
+	on router xdp_ct attach --pin /sys/fs/bpf/own rc dummy
+succeeds "attach: then it is there still, and empty" rmdir /sys/fs/bpf/own
 succeeds "attach --pin" on router xdp_ct attach --pin /sys/fs/bpf/pin rc
 equal "attach --pin: it is the flowmap of the device" \
 	"$(on router xdp_ct status --json | jq '.devices[0].flowmap_id')" \
@@ -66,6 +70,14 @@ matches "detach: what is pinned stays" "name flowmap" "$(bpftool map show name f
 on router xdp_ct attach rc
 refused "attach --pin: beside another flowmap" "is another map" \
 	on router xdp_ct attach --pin /sys/fs/bpf/pin rc
+mkdir /tmp/pin
+touch /tmp/pin/flowmap
+refused "detach --pin: what is there is not a map" "no pinned flowmap" \
+	on router xdp_ct detach --pin /tmp/pin
+equal "detach --pin: then all is as it was" "/tmp/pin/flowmap $(program_of rc)" \
+	"$(echo /tmp/pin/*) $(on router xdp_ct status --json rc | jq '.devices[0].prog_id')"
+refused "detach --pin: another namespace's" "no pinned flowmap" \
+	on client xdp_ct detach --pin /sys/fs/bpf/pin
 succeeds "detach --pin" on router xdp_ct detach --pin /sys/fs/bpf/pin
 equal "detach --pin: nothing is left" "" "$(find /sys/fs/bpf -mindepth 1)"
 on router ip link del dummy
@@ -104,6 +116,9 @@ sysctl -qw kernel.modprobe=/sbin/modprobe
 refused "attach: no capability" "root" on router setpriv --reuid 65534 --clear-groups \
 	"$(command -v xdp_ct)" attach rc
 succeeds "attach: one device of two" on router xdp_ct attach rs
+matches "stats: no counters" '^rs: forwarded not counted \(attach --counters\) passed .* dropped 0$' \
+	"$(on router xdp_ct stats)"
+equal "stats --json: no counters" null "$(on router xdp_ct stats --json | jq .rs.forwarded)"
 refused "stats: not attached" "rc: xdp_ct is not attached" on router xdp_ct stats rs rc
 matches "status: no counters" \
 	'^rs: mode native, program [0-9]+, flowmap [0-9]+ \(max_entries 65536, [0-9]+ entries\)$' \

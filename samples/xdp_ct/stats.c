@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <bpf/btf.h>
@@ -41,9 +42,12 @@ static const char *reason_name(const struct btf *btf, __u32 reason, char *name, 
 	return name;
 }
 
-/* {"forwarded": {"packets": ..., "bytes": ...}, "miss": ...}: those not 0 */
+/* {"forwarded": {"packets": ..., "bytes": ...}, "miss": ...}: those not 0, and what is
+ * forwarded if it is counted
+ */
 static json_object *device_stats(const struct device *d)
 {
+	bool counted = d->flowmap.map_extra & BPF_FLOWMAP_COUNTERS;
 	int cpus = libbpf_num_possible_cpus(), cpu;
 	json_object *json = json_object_new_object();
 	struct bpf_map_info info;
@@ -65,7 +69,7 @@ static json_object *device_stats(const struct device *d)
 			counts[0].packets += counts[cpu].packets;
 			counts[0].bytes += counts[cpu].bytes;
 		}
-		if (!counts[0].packets)
+		if (reason ? !counts[0].packets : !counted)
 			continue;
 		one = json_object_new_object();
 		add_number(one, "packets", counts[0].packets);
@@ -124,26 +128,28 @@ static __u64 since(json_object *now, json_object *before, const char *dev, const
 	return b < a ? b : b - a;
 }
 
-/* Totals, or with what was before, a second's */
-static void stats_print(json_object *now, json_object *before)
+/* Totals, or with what was before, a second's of so many */
+static void stats_print(json_object *now, json_object *before, double seconds)
 {
 	const char *per = before ? "/s" : "";
 
 	json_object_object_foreach(now, dev, reasons) {
 		__u64 bytes = since(now, before, dev, "forwarded", "bytes");
-		__u64 aborted = since(now, before, dev, "aborted", "packets");
-		__u64 packets = since(now, before, dev, "forwarded", "packets");
+		__u64 aborted = since(now, before, dev, "aborted", "packets") / seconds + 0.5;
+		__u64 packets = since(now, before, dev, "forwarded", "packets") / seconds + 0.5;
 		bool none = true;
 
-		printf("%s: forwarded %llu packets%s ", dev, packets, per);
-		if (before)
-			printf("%llu bit/s", bytes * 8);
+		if (!json_object_object_get_ex(reasons, "forwarded", NULL))
+			printf("%s: forwarded not counted (attach --counters)", dev);
+		else if (before)
+			printf("%s: forwarded %llu packets/s %.0f bit/s", dev, packets,
+			       bytes * 8 / seconds);
 		else
-			printf("%llu bytes", bytes);
+			printf("%s: forwarded %llu packets %llu bytes", dev, packets, bytes);
 		printf(" passed%s", per);
 		json_object_object_foreach(reasons, reason, unused) {
 			(void)unused;
-			packets = since(now, before, dev, reason, "packets");
+			packets = since(now, before, dev, reason, "packets") / seconds + 0.5;
 			if (!packets || !strcmp(reason, "forwarded") || !strcmp(reason, "aborted"))
 				continue;
 			printf(" %s %llu", reason, packets);
@@ -155,17 +161,28 @@ static void stats_print(json_object *now, json_object *before)
 	fflush(stdout);
 }
 
+static double clock_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec + now.tv_nsec / 1e9;
+}
+
 int stats(void)
 {
 	json_object *before = NULL, *now = stats_get();
+	double then = 0, time;
 
 	while (now) {
+		time = clock_now();
 		if (opt.json)
 			print_json(json_object_get(now));
 		else if (!opt.watch || before)
-			stats_print(now, before);
+			stats_print(now, before, before ? time - then : 1);
 		json_object_put(before);
 		before = now;
+		then = time;
 		if (!opt.watch)
 			break;
 		sleep(1);
