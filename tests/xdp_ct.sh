@@ -90,9 +90,18 @@ succeeds "attach: LRO, off as it was told" on client xdp_ct attach --mode skb lr
 on client xdp_ct detach
 rmmod lro
 refused "attach: an option of another command" "unrecognized option" on router xdp_ct attach --json rc
-refused "attach: no entries" "more than none" on router xdp_ct attach rc --max-entries 0
-refused "attach: more entries than there are numbers" "a number up to 4294967295" \
-	on router xdp_ct attach rc --max-entries 4294967296
+for n in 0 1 4294967296; do
+	refused "attach: --max-entries $n" "a number from 2 to 4294967295" \
+		on router xdp_ct attach rc --max-entries $n
+done
+on client ip link set dev c0 mtu 9000
+refused "attach: frames that are too long for native XDP" "MTU .*--mode skb" on router xdp_ct attach rc
+on client ip link set dev c0 mtu 1500
+on router ip link add link rc name rc.9 type vlan id 9
+on router xdp_ct attach --mode skb rc.9
+refused "attach: a device above has a program" "upper device already has a program" \
+	on router xdp_ct attach --mode skb rc
+on router ip link del rc.9
 refused "attach: more entries than a flowmap may have" "above what a flowmap may have" \
 	on router xdp_ct attach rc --max-entries 16777217
 refused "attach: a mode that there is not" "native or skb" on router xdp_ct attach rc --mode foo
@@ -237,7 +246,10 @@ for filter in "-p tcp:2" "--proto 47:0" "-s 10.0.1.0/24:4" "-s 10.0.1.3:0" \
 	equal "flows ${filter%:*}" "${filter##*:}" "$(flow_lines ${filter%:*})"
 done
 refused "flows: not an address" "not an address" on router xdp_ct flows -s nowhere
-refused "flows: a port that there is not" "65535" on router xdp_ct flows --dport 65536
+for filter in "--dport 65536" "--sport 0" "-p 0"; do
+	# shellcheck disable=SC2086 # words of their own
+	refused "flows: $filter" "a number from 1 to" on router xdp_ct flows $filter
+done
 matches "flows: as conntrack -L" '^udp original iif=rc src=10.0.1.2 dst=203.0.113.2 sport=6200 dport=6100 oif=rs src=203.0.113.1 dst=203.0.113.2 sport=6200 dport=6100 \[SNAT\] packets=[0-9]+ bytes=[0-9]+ idle=[0-9]+ mark=0 zone=0 id=[0-9]+$' \
 	"$(on router xdp_ct flows -p udp)"
 equal "flows --json: the same" '"udp original rc 10.0.1.2 6100 rs 203.0.113.1 true"' \

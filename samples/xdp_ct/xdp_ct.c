@@ -441,14 +441,18 @@ static int device_set(const struct device *d, __u32 mode, int from_fd, int to_fd
 
 static int attach_error(const struct device *d, int err)
 {
+	const char *text = *netlink_text ? netlink_text : strerror(-err);
+
 	if (err == -EPERM)
 		return error_perm();
 	if (err == -EBUSY || err == -EEXIST)
-		return error("%s: another program was attached meanwhile: try again", d->name);
+		return error("%s: another program is in the way: %s: see bpftool net",
+			     d->name, text);
+	if (err == -ERANGE || strstr(text, "MTU"))
+		return error("%s: %s: lower the MTU, or use --mode skb", d->name, text);
 	if (err == -EOPNOTSUPP && opt.mode == XDP_FLAGS_DRV_MODE)
-		return error("%s: its driver has no native XDP: use --mode skb", d->name);
-	return error("%s: attaching failed: %s", d->name,
-		     *netlink_text ? netlink_text : strerror(-err));
+		return error("%s: no native XDP: %s: or use --mode skb", d->name, text);
+	return error("%s: attaching failed: %s", d->name, text);
 }
 
 static int check_attach(const struct device *d)
@@ -913,15 +917,15 @@ static const struct command {
 };
 
 static unsigned long parse_number(struct argp_state *state, const char *arg, const char *what,
-				  unsigned long max)
+				  unsigned long min, unsigned long max)
 {
 	unsigned long n;
 	char *end;
 
 	errno = 0;
 	n = strtoul(arg, &end, 0);
-	if (errno || *end || !*arg || n > max || *arg == '-')
-		argp_error(state, "--%s: a number up to %lu", what, max);
+	if (errno || *end || !*arg || n < min || n > max || *arg == '-')
+		argp_error(state, "--%s: a number from %lu to %lu", what, min, max);
 	return n;
 }
 
@@ -929,7 +933,7 @@ static __u8 protocol(struct argp_state *state, const char *arg)
 {
 	return !strcmp(arg, "tcp") ? IPPROTO_TCP :
 	       !strcmp(arg, "udp") ? IPPROTO_UDP :
-	       !strcmp(arg, "gre") ? IPPROTO_GRE : parse_number(state, arg, "proto", 255);
+	       !strcmp(arg, "gre") ? IPPROTO_GRE : parse_number(state, arg, "proto", 1, 255);
 }
 
 static void network(struct argp_state *state, const char *arg, void *addr, __u8 *family, __u8 *len)
@@ -943,7 +947,7 @@ static void network(struct argp_state *state, const char *arg, void *addr, __u8 
 	if (inet_pton(*family, text, addr) != 1)
 		argp_error(state, "%s is not an address", text);
 	if (slash)
-		*len = parse_number(state, slash + 1, "src and --dst: the length", *len);
+		*len = parse_number(state, slash + 1, "src and --dst: the length", 0, *len);
 }
 
 static error_t parse_filter(int key, char *arg, struct argp_state *state)
@@ -961,10 +965,10 @@ static error_t parse_filter(int key, char *arg, struct argp_state *state)
 		network(state, arg, f->addr.v6.daddr, &f->dst_family, &f->dst_len);
 		break;
 	case OPT_SPORT:
-		f->sport = parse_number(state, arg, "sport", 65535);
+		f->sport = parse_number(state, arg, "sport", 1, 65535);
 		break;
 	case OPT_DPORT:
-		f->dport = parse_number(state, arg, "dport", 65535);
+		f->dport = parse_number(state, arg, "dport", 1, 65535);
 		break;
 	case 'f':
 		f->family = !strcmp(arg, "ipv4") ? AF_INET : !strcmp(arg, "ipv6") ? AF_INET6 : 0;
@@ -978,11 +982,11 @@ static error_t parse_filter(int key, char *arg, struct argp_state *state)
 		break;
 	case 'm':
 		f->has_mark = true;
-		f->mark = parse_number(state, arg, "mark", UINT_MAX);
+		f->mark = parse_number(state, arg, "mark", 0, UINT_MAX);
 		break;
 	case 'z':
 		f->has_zone = true;
-		f->zone = parse_number(state, arg, "zone", 65535);
+		f->zone = parse_number(state, arg, "zone", 0, 65535);
 		break;
 	case OPT_NEEDS_STACK:
 		f->needs_stack = true;
@@ -1011,9 +1015,7 @@ static error_t parse_opt(int key, char *arg, struct argp_state *state)
 		opt.strict = true;
 		break;
 	case 'n':
-		opt.max_entries = parse_number(state, arg, "max-entries", UINT_MAX);
-		if (!opt.max_entries)
-			argp_error(state, "--max-entries takes more than none");
+		opt.max_entries = parse_number(state, arg, "max-entries", 2, UINT_MAX);
 		break;
 	case 'P':
 		opt.pin = arg;
