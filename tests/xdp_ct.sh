@@ -86,7 +86,10 @@ modprobe lro
 ip link set lro0 netns client
 refused "attach: LRO" "ethtool -K lro0 lro off" on client xdp_ct attach --mode skb lro0
 on client ethtool -K lro0 lro off
-succeeds "attach: LRO, off as it was told" on client xdp_ct attach --mode skb lro0
+refused "attach: VLAN tags taken off" "ethtool -K lro0 rxvlan off" \
+	on client xdp_ct attach --mode skb lro0
+on client ethtool -K lro0 rxvlan off
+succeeds "attach: LRO and VLAN, off as it was told" on client xdp_ct attach --mode skb lro0
 on client xdp_ct detach
 rmmod lro
 refused "attach: an option of another command" "unrecognized option" on router xdp_ct attach --json rc

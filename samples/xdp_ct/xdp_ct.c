@@ -310,18 +310,35 @@ static int link_get(int ifindex, __u64 *mac, int *master)
 	return 0;
 }
 
-static int check_lro(const struct device *d)
+static int ethtool(const struct device *d, void *data)
 {
-	struct ethtool_value flags = { .cmd = ETHTOOL_GFLAGS };
-	struct ifreq ifr = { .ifr_data = (void *)&flags };
+	struct ifreq ifr = { .ifr_data = data };
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	int err;
 
 	memcpy(ifr.ifr_name, d->name, sizeof(d->name));
 	err = ioctl(fd, SIOCETHTOOL, &ifr);
 	close(fd);
-	if (!err && flags.data & ETH_FLAG_LRO)
+	return err;
+}
+
+/* What a device does before XDP may change packets. Those that hand on what others
+ * receive just say that they would take tags off.
+ */
+static int check_offloads(const struct device *d)
+{
+	struct ethtool_drvinfo info = { .cmd = ETHTOOL_GDRVINFO };
+	struct ethtool_value flags = { .cmd = ETHTOOL_GFLAGS };
+
+	if (ethtool(d, &flags))
+		return 0;
+	if (flags.data & ETH_FLAG_LRO)
 		return error("%s: LRO joins packets before XDP sees them: ethtool -K %s lro off",
+			     d->name, d->name);
+	ethtool(d, &info);
+	if (flags.data & ETH_FLAG_RXVLAN && strcmp(info.driver, "veth") &&
+	    strcmp(info.driver, "bonding") && strcmp(info.driver, "team"))
+		return error("%s: takes VLAN tags off before XDP: ethtool -K %s rxvlan off",
 			     d->name, d->name);
 	return 0;
 }
@@ -466,7 +483,7 @@ static int check_attach(const struct device *d)
 	if (d->prog_id && d->mode != opt.mode)
 		return error("%s: xdp_ct is attached in the other mode: xdp_ct detach %s first",
 			     d->name, d->name);
-	return check_lro(d);
+	return check_offloads(d);
 }
 
 /* What packets taught while a device had no program is not all there was. Packets

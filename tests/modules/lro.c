@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* An Ethernet device that says it does LRO, and neither sends nor receives */
+/*
+ * An Ethernet device that says it does LRO and takes VLAN tags off. It neither sends
+ * nor receives.
+ */
 #include <linux/etherdevice.h>
 #include <linux/module.h>
 
@@ -24,8 +27,8 @@ static int __init lro_init(void)
 		return -ENOMEM;
 	strscpy(lro->name, "lro0");
 	lro->netdev_ops = &lro_ops;
-	lro->hw_features = NETIF_F_LRO;
-	lro->features = NETIF_F_LRO;
+	lro->hw_features = NETIF_F_LRO | NETIF_F_HW_VLAN_CTAG_RX;
+	lro->features = lro->hw_features;
 	eth_hw_addr_random(lro);
 	err = register_netdev(lro);
 	if (err)
