@@ -11,6 +11,7 @@
 #include <argp.h>
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <linux/ethtool.h>
 #include <linux/if_ether.h>
@@ -20,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -174,9 +176,8 @@ static int device_open(struct device *d, const char *name)
 	d->stats_fd = -1;
 	d->windows_fd = -1;
 	d->new_fd = -1;
-	snprintf(d->name, sizeof(d->name), "%s", name);
 	d->ifindex = if_nametoindex(name);
-	if (!d->ifindex)
+	if (!d->ifindex || !if_indextoname(d->ifindex, d->name)) /* it may have several */
 		return error("%s: no such device in this network namespace: see ip link", name);
 
 	err = bpf_xdp_query(d->ifindex, 0, &query);
@@ -214,6 +215,14 @@ static struct device *devices_alloc(int num)
 	return devices;
 }
 
+static bool devices_have(const struct device *devices, int num, int ifindex)
+{
+	while (num--)
+		if (devices[num].ifindex == ifindex)
+			return true;
+	return false;
+}
+
 int devices_open(struct device **devices, char **names, int num_names)
 {
 	struct if_nameindex *all, *i;
@@ -223,11 +232,17 @@ int devices_open(struct device **devices, char **names, int num_names)
 		*devices = devices_alloc(num_names);
 		if (!*devices)
 			return -1;
-		for (num = 0; num < num_names; num++) {
-			if (device_open(&(*devices)[num], names[num])) {
+		for (; num_names--; names++) {
+			struct device *d = &(*devices)[num];
+
+			if (device_open(d, *names)) {
 				devices_close(*devices, num + 1);
 				return -1;
 			}
+			if (devices_have(*devices, num, d->ifindex))
+				device_close(d);
+			else
+				num++;
 		}
 		return num;
 	}
@@ -499,21 +514,11 @@ static void windows_forget(int fd)
 		bpf_map_delete_elem(fd, &key);
 }
 
-static bool is_named(const char *name)
-{
-	int i;
-
-	for (i = 0; i < opt.num_names; i++)
-		if (!strcmp(opt.names[i], name))
-			return true;
-	return false;
-}
-
 /* The maps that there are, as they were made. If all devices that have them are to
  * get a new program there is nobody to share them with: what is not as it is
  * wanted now is made anew, and shows the same flows.
  */
-static int find_shared(struct shared *shared)
+static int find_shared(struct shared *shared, const struct device *devices, int num_devices)
 {
 	__u32 max_entries = opt.max_entries ? opt.max_entries : DEFAULT_ENTRIES;
 	struct device *all, *one = NULL;
@@ -530,7 +535,7 @@ static int find_shared(struct shared *shared)
 	for (i = 0; i < num; i++) {
 		if (all[i].dispatcher)
 			continue; /* has maps of its own */
-		all_named &= is_named(all[i].name);
+		all_named &= devices_have(devices, num_devices, all[i].ifindex);
 		one = &all[i];
 	}
 	if (!one)
@@ -589,6 +594,15 @@ static int pin_flowmap(const struct shared *shared, const char *path)
 		     path, strerror(errno));
 }
 
+/* Until this process ends nobody else looks for the shared map, or puts programs on */
+static void take_turns(void)
+{
+	int fd = open("/run/xdp_ct.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+	if (fd >= 0)
+		flock(fd, LOCK_EX);
+}
+
 static int attach(void)
 {
 	int num, i, err = -1, pinned = 0;
@@ -597,10 +611,11 @@ static int attach(void)
 	struct shared shared;
 	bool made = false;
 
+	take_turns();
 	num = devices_open(&devices, opt.names, opt.num_names);
 	if (num < 0)
 		return -1;
-	if (find_shared(&shared))
+	if (find_shared(&shared, devices, num))
 		goto out;
 
 	for (i = 0; i < num; i++)
@@ -665,6 +680,7 @@ static int detach(void)
 	struct device *devices;
 	int num, i, err = 0;
 
+	take_turns();
 	if (opt.pin) {
 		snprintf(path, sizeof(path), "%s/flowmap", opt.pin);
 		if (check_pin(path))
