@@ -185,8 +185,11 @@ on router xdp_ct attach rc rs || echo "# attach exits with $?"
 on router xdp_ct attach rc rs --strict-tcp --max-entries 1000 || echo "# attach exits with $?"
 equal "attach: other options take their place" "1000 true" \
 	"$(on router xdp_ct status --json | jq -r '.devices[0] | "\(.max_entries) \(.strict_tcp)"')"
-refused "attach: other options for one device of two" "all devices" \
-	on router xdp_ct attach rc --max-entries 2000
+for options in "--max-entries 2000 --strict-tcp" "--counters"; do
+	# shellcheck disable=SC2086 # words of their own
+	refused "attach: one device of two, $options" "attach all at once" \
+		on router xdp_ct attach rc $options
+done
 on router xdp_ct attach rc rs --counters || echo "# attach exits with $?"
 second=$(program_of rc)
 wait $!
@@ -202,6 +205,16 @@ equal "detach: it is off" "" "$(program_of rc)"
 matches "detach: the other is not" '^[0-9]+$' "$(program_of rs)"
 succeeds "detach: all that are left" on router xdp_ct detach
 equal "detach: no program, no map left" "" "$(program_of rs)$(bpftool map show name flowmap)"
+
+on router ip link property add dev rc altname lan
+on router xdp_ct attach rc lan &
+attached=$!
+on router xdp_ct attach rs
+wait $attached
+equal "attach: two at once, one of them twice: both share a map" "rc rs 1" \
+	"$(on router xdp_ct status --json | jq -r '.devices | "\(map(.dev) | join(" ")) \(map(.flowmap_id) | unique | length)"')"
+succeeds "detach: a device by another name, twice" on router xdp_ct detach lan rc
+on router xdp_ct detach
 
 on router xdp_ct attach rc rs --strict-tcp
 iperf "TCP, strict" -n 20M

@@ -400,6 +400,7 @@ static int skel_configure(struct xdp_ct_bpf *skel, const struct device *d,
 			  const struct shared *shared)
 {
 	__u64 own, bridge = 0;
+	struct bpf_map_info stats;
 	int master, none, err = 0;
 
 	if (link_get(d->ifindex, &own, &master) || !own)
@@ -424,7 +425,9 @@ static int skel_configure(struct xdp_ct_bpf *skel, const struct device *d,
 		err = bpf_map__reuse_fd(skel->maps.flowmap, shared->flowmap_fd);
 	bpf_map__set_max_entries(skel->maps.tcp_windows,
 				 bpf_map__max_entries(skel->maps.flowmap));
-	if (!err && d->stats_fd >= 0)
+	/* another xdp_ct's may have fewer reasons */
+	if (!err && d->stats_fd >= 0 && !map_info(d->stats_fd, &stats) &&
+	    stats.max_entries == bpf_map__max_entries(skel->maps.xdp_ct_stats))
 		err = bpf_map__reuse_fd(skel->maps.xdp_ct_stats, d->stats_fd);
 	if (!err && opt.strict && shared->windows_fd >= 0)
 		err = bpf_map__reuse_fd(skel->maps.tcp_windows, shared->windows_fd);
@@ -550,17 +553,17 @@ static int find_shared(struct shared *shared, const struct device *devices, int 
 		goto out;
 	}
 
+	/* windows are learnt from both directions, and so by all devices */
 	fits = (!opt.max_entries || one->flowmap.max_entries == max_entries) &&
-	       !(shared->map_extra & ~one->flowmap.map_extra);
+	       !(shared->map_extra & ~one->flowmap.map_extra) && opt.strict == one->strict;
 	if (!fits) {
 		devices_close(all, num);
-		return error("the flowmap was made with other options: attach all devices at once");
+		return error("other devices have xdp_ct with other options: attach all at once");
 	}
 	shared->map_extra = one->flowmap.map_extra;
 	shared->flowmap_fd = dup(one->flowmap_fd);
-	for (i = 0; i < num && opt.strict && shared->windows_fd < 0; i++)
-		if (all[i].windows_fd >= 0)
-			shared->windows_fd = dup(all[i].windows_fd);
+	if (opt.strict)
+		shared->windows_fd = dup(one->windows_fd);
 out:
 	devices_close(all, num);
 	return 0;
