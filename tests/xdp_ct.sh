@@ -92,7 +92,7 @@ on client ethtool -K lro0 rxvlan off
 succeeds "attach: LRO and VLAN, off as it was told" on client xdp_ct attach --mode skb lro0
 on client xdp_ct detach
 rmmod lro
-refused "attach: an option of another command" "unrecognized option" on router xdp_ct attach --json rc
+refused "attach: an option of another command" "unrecognized option" on router xdp_ct attach --watch rc
 for n in 0 1 4294967296; do
 	refused "attach: --max-entries $n" "a number from 2 to 4294967295" \
 		on router xdp_ct attach rc --max-entries $n
@@ -213,8 +213,12 @@ on router xdp_ct attach rs
 wait $attached
 equal "attach: two at once, one of them twice: both share a map" "rc rs 1" \
 	"$(on router xdp_ct status --json | jq -r '.devices | "\(map(.dev) | join(" ")) \(map(.flowmap_id) | unique | length)"')"
-succeeds "detach: a device by another name, twice" on router xdp_ct detach lan rc
-on router xdp_ct detach
+equal "attach --json: as status" "$(on router xdp_ct status --json rs | jq 'del(.. | .prog_id?)')" \
+	"$(on router xdp_ct attach --json rs | jq 'del(.. | .prog_id?)')"
+equal "detach --json: a device by another name, twice" '[["rc",false]]' \
+	"$(on router xdp_ct detach --json lan rc | jq -c '.devices | map([.dev, .attached])')"
+equal "detach --json: all that are left" '[["rs",false]]' \
+	"$(on router xdp_ct detach --json | jq -c '.devices | map([.dev, .attached])')"
 
 on router xdp_ct attach rc rs --strict-tcp
 iperf "TCP, strict" -n 20M

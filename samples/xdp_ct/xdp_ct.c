@@ -699,6 +699,12 @@ static int detach(void)
 		else if (devices[i].dispatcher)
 			err = error("%s: is in libxdp's dispatcher: xdp-loader unload %s -i %u",
 				    devices[i].name, devices[i].name, devices[i].prog_id);
+	/* afterwards status would not find those that were not named */
+	if (opt.json && !opt.num_names) {
+		opt.names = calloc(num, sizeof(*opt.names));
+		for (i = 0; i < num && opt.names; i++)
+			opt.names[opt.num_names++] = strdup(devices[i].name);
+	}
 	for (i = 0; i < num && !err; i++) {
 		err = device_set(&devices[i], devices[i].mode, devices[i].prog_fd, -1);
 		if (err)
@@ -871,11 +877,13 @@ static const struct argp_option attach_options[] = {
 	{ "strict-tcp",	't', NULL, 0, "TCP outside its windows goes to the stack", 0 },
 	{ "max-entries", 'n', "N", 0, "Size of the flowmap, two a connection (65536)", 0 },
 	OPTION_PIN,
+	OPTION_JSON,
 	{}
 };
 
 static const struct argp_option detach_options[] = {
 	OPTION_PIN,
+	OPTION_JSON,
 	{}
 };
 
@@ -1116,6 +1124,7 @@ int main(int argc, char **argv)
 	static const struct argp_child children[] = { { &filter, 0, NULL, 0 }, {} };
 	struct argp argp = { .parser = parse_opt };
 	char name[32];
+	int err;
 
 	if (!command)
 		return usage(argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") ||
@@ -1129,5 +1138,9 @@ int main(int argc, char **argv)
 	argv[1] = name;
 	argp_parse(&argp, argc - 1, argv + 1, 0, NULL, (void *)command);
 	libbpf_set_print(keep_libbpf_text);
-	return command->run() ? EXIT_FAILURE : EXIT_SUCCESS;
+	err = command->run();
+	/* what has come of it */
+	if (!err && opt.json && (command->run == attach || command->run == detach))
+		err = status();
+	return err ? EXIT_FAILURE : EXIT_SUCCESS;
 }
