@@ -91,21 +91,26 @@ ruleset
 on router xdp_ct attach rc rs --counters
 python3 -c 'from flows import UdpFlow; UdpFlow().talk()'
 
-# fields COMMAND FEWEST: of its JSON, which is standard input
+# fields COMMAND FIELD...: of its JSON, which is standard input: neither more nor less
 fields()
 {
-	local words
+	local command=$1
 
-	words=$(jq -r 'paths | map(select(type == "string")) | last // empty' | sort -u | xargs)
-	[ "$(wc -w <<< "$words")" -ge "$2" ]
-	result $? "manual: JSON of $1 has fields" "$words"
-	# shellcheck disable=SC2086 # words
-	equal "manual: JSON of $1" "" "$(missing '(^| )' $words)"
+	shift
+	equal "JSON of $command: its fields" "$(printf '%s\n' "$@" | sort | xargs)" \
+		"$(jq -r 'paths | map(select(type == "string")) | last // empty' | sort -u | xargs)"
+	equal "manual: JSON of $command" "" "$(missing '(^| )' "$@")"
 }
 
-fields status 8 < <(on router xdp_ct status --json)
-fields flows 8 < <(on router xdp_ct flows --json)
-fields stats 4 < <(on router xdp_ct stats --json | jq '.[]') # without the devices' names
+flow="protocol direction ingress dev ifindex src dst sport dport encap egress lladdr source_lladdr
+	mtu snat dnat packets bytes idle status mark zone id needs_stack"
+fields status module loaded devices dev attached mode prog_id flowmap_id max_entries entries full \
+	counters strict_tcp dispatcher needs_stack \
+	< <(on router xdp_ct status --json | jq 'del(.devices[].needs_stack[])') # any reasons
+# shellcheck disable=SC2086 # words
+fields flows $flow < <(on router xdp_ct flows --json)
+# of one device, and any reasons
+fields stats forwarded packets bytes < <(on router xdp_ct stats --json | jq '.rc | {forwarded}')
 
 # told: one more flow and program; has monitor told of such?
 told()
@@ -120,6 +125,12 @@ nsenter --net=/run/netns/router xdp_ct monitor --json > /tmp/monitor.json &
 monitor=$!
 wait_until told
 kill $monitor
-fields monitor 30 < /tmp/monitor.json
+# shellcheck disable=SC2086 # words
+fields monitor time event mode strict_tcp prog_id flow $flow < /tmp/monitor.json
+
+for command in ":0" "nowhere:1" "--sport:64"; do
+	on router xdp_ct status ${command%:*} > /dev/null 2>&1
+	equal "exit status: xdp_ct status ${command%:*}" "${command#*:}" $?
+done
 cleanup
 finish

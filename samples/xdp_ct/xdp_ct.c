@@ -1104,7 +1104,7 @@ static int usage(FILE *to)
 	      "Options: xdp_ct COMMAND --help\n"
 	      "All is about the network namespace that xdp_ct runs in. For another:\n"
 	      "  nsenter --net=/run/netns/NAME xdp_ct ...\n", to);
-	return to == stdout ? EXIT_SUCCESS : EXIT_FAILURE;
+	return to == stdout ? EXIT_SUCCESS : argp_err_exit_status;
 }
 
 static const struct command *find_command(const char *name)
