@@ -22,7 +22,7 @@
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof(*(a)))
 #define BATCH		1024	/* entries of one system call */
-#define NOT_ATTACHED	(1U << 31)	/* to the device that it comes in by: among the value's flags */
+#define NOT_ATTACHED	0x80000000 /* to where it comes in: one of the value's flags */
 #define NOT_ON_XDP	(BPF_FLOWMAP_NEEDS_STACK | NOT_ATTACHED)
 
 static const char *const tcp_states[] = {
