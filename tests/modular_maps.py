@@ -341,8 +341,8 @@ def test_bare():
     for name, cmd in (("look-ups", MAP_LOOKUP_BATCH), ("updates", MAP_UPDATE_BATCH),
                       ("deletes", MAP_DELETE_BATCH),
                       ("look-up and delete", MAP_LOOKUP_AND_DELETE_BATCH)):
-        fails(f"bare: a batch of {name} is ENOTSUPP", ENOTSUPP, m.batch, 1, cmd)
-    fails("bare: mmap() is ENOTSUPP", ENOTSUPP, mmap.mmap, m.fd, mmap.PAGESIZE)
+        fails(f"bare: a batch of {name} is EOPNOTSUPP", errno.EOPNOTSUPP, m.batch, 1, cmd)
+    fails("bare: mmap() is EOPNOTSUPP", errno.EOPNOTSUPP, mmap.mmap, m.fd, mmap.PAGESIZE)
     err, log = log_of(program(ld_map(1, m, value=True), movi(0, 0), EXIT))
     check("bare: a program that wants a value's address is refused",
           err == errno.EINVAL and "no direct value access" in log, f"{err} {log}")

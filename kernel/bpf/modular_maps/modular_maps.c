@@ -95,6 +95,24 @@ static int modular_map_no_next_key(struct bpf_map *map, void *key, void *next)
 	return -EOPNOTSUPP;
 }
 
+static int modular_map_no_batch(struct bpf_map *map, const union bpf_attr *attr,
+				union bpf_attr __user *uattr)
+{
+	return -EOPNOTSUPP;
+}
+
+static int modular_map_no_update_batch(struct bpf_map *map, struct file *map_file,
+				       const union bpf_attr *attr,
+				       union bpf_attr __user *uattr)
+{
+	return -EOPNOTSUPP;
+}
+
+static int modular_map_no_mmap(struct bpf_map *map, struct vm_area_struct *vma)
+{
+	return -EOPNOTSUPP;
+}
+
 static void modular_map_fill_generic(struct bpf_map_ops *ops)
 {
 	if (ops->map_lookup_elem && ops->map_delete_elem &&
@@ -129,6 +147,16 @@ static void modular_map_fill_ops(struct bpf_map_ops *ops, u32 flags)
 		ops->map_delete_elem = modular_map_no_delete;
 	if (!ops->map_get_next_key)
 		ops->map_get_next_key = modular_map_no_next_key;
+	if (!ops->map_lookup_batch)
+		ops->map_lookup_batch = modular_map_no_batch;
+	if (!ops->map_lookup_and_delete_batch)
+		ops->map_lookup_and_delete_batch = modular_map_no_batch;
+	if (!ops->map_update_batch)
+		ops->map_update_batch = modular_map_no_update_batch;
+	if (!ops->map_delete_batch)
+		ops->map_delete_batch = modular_map_no_batch;
+	if (!ops->map_mmap)
+		ops->map_mmap = modular_map_no_mmap;
 	if (!ops->iter_seq_info)
 		ops->iter_seq_info = &modular_map_iter_seq_info;
 	ops->map_btf_id = modular_map_btf_id;
