@@ -113,6 +113,16 @@ def test_teardown():
         check("teardown: then it is freed", wait_for(lambda: h.hits == 1), h.hits)
 
 
+def test_flush():
+    """The ruleset's memory is freed when no reader is left, its flows go at once"""
+    m, flow, lookup, _ = read_flow()
+    on("router", "nft list ruleset > /tmp/rules")
+    with hold("flush", "nf_flow_table_free", lambda: on("router", "nft flush ruleset")) as h:
+        check("flush: the flow is gone before its flowtable is",
+              h.held and lookup(flow.key) is None)
+    on("router", "nft -f /tmp/rules")
+
+
 def test_second_teardown():
     """Somebody has begun the flow's teardown, and not come to the map yet"""
     address = "ip link set dev rs address 02:00:00:00:02:05"
@@ -346,7 +356,7 @@ def test_namespace():
           wait_for(lambda: not list(m.keys())) and lookup(flow.key) is None)
 
 
-for test in (test_teardown, test_second_teardown, test_next_key, test_neighbour, test_publish,
+for test in (test_teardown, test_flush, test_second_teardown, test_next_key, test_neighbour, test_publish,
              test_map_free, test_free, test_unload, test_growth, test_torn, test_namespace):
     try:
         test()

@@ -8,8 +8,8 @@
 #include <linux/jump_label.h>
 #include <linux/list.h>
 #include <net/net_namespace.h>
+#include <net/netfilter/nf_flow_table.h>
 
-struct flow_offload;
 struct nf_flow_snooper;
 
 /**
@@ -73,6 +73,13 @@ static inline void nf_flow_snoop_teardown(struct flow_offload *flow)
 {
 	if (static_branch_unlikely(&nf_flow_snoop_key))
 		__nf_flow_snoop_teardown(flow);
+}
+
+/* A flowtable leaves a device: its flows would end a grace period later, with its memory */
+static inline void nf_flow_snoop_unbind(struct net_device *dev)
+{
+	if (static_branch_unlikely(&nf_flow_snoop_key))
+		nf_flow_table_cleanup(dev);
 }
 
 #endif /* _LINUX_NF_FLOW_TABLE_SNOOP_H */
