@@ -37,6 +37,7 @@
 #include <linux/bpf.h>
 #include <linux/bpf_modular_maps.h>
 #include <linux/btf.h>
+#include <linux/hash.h>
 #include <linux/if_arp.h>
 #include <linux/if_ether.h>
 #include <linux/if_pppox.h>
@@ -71,6 +72,8 @@
 #define FLOWMAP_DEVICE		((u64)S32_MAX << BPF_FLOWMAP_DEVICE_SHIFT)
 #define FLOWMAP_MAP_EXTRA	(BPF_FLOWMAP_COUNTERS | FLOWMAP_FAMILIES | FLOWMAP_DEVICE)
 #define FLOWMAP_KEY_FLAGS	(BPF_FLOWMAP_KEY_STACK | BPF_FLOWMAP_KEY_SKB)
+/* Of tcp_flags and flags, as one word */
+#define FLOWMAP_KEY_SPECIAL	cpu_to_be16((TCPHDR_FIN | TCPHDR_RST) << 8 | U8_MAX)
 
 /* What is matched of a key, as words: device and ports; family, protocol and
  * outer encapsulation; inner encapsulation and tunnel; addresses of IPv4, or
@@ -83,6 +86,8 @@
 static_assert(sizeof(struct bpf_flowmap_key) == 64);
 static_assert(sizeof(struct bpf_flowmap_value) == 112);
 static_assert(offsetof(struct bpf_flowmap_key, addr) == 3 * sizeof(u64));
+static_assert(offsetof(struct bpf_flowmap_key, flags) ==
+	      offsetof(struct bpf_flowmap_key, tcp_flags) + 1);
 
 /**
  * struct flowmap_entry - one direction of a published flow
@@ -91,8 +96,9 @@ static_assert(offsetof(struct bpf_flowmap_key, addr) == 3 * sizeof(u64));
  * @neigh: the next hop, NULL where there is none to watch
  * @stamp: jiffies of the last refresh
  * @dir:   direction, index in flowmap_flow.entry
- * @count: count packets: in @value, in conntrack, or both
- * @watch: resolve the path for each packet: no notifier tells of its changes
+ * @into:  flowmap_flow, how many bytes: @dir times a size, without the product
+ * @tuple: the direction's in flow_offload.tuplehash, in the same way
+ * @more:  what a packet costs more than a look-up
  * @value: what programs get
  */
 struct flowmap_entry {
@@ -101,14 +107,18 @@ struct flowmap_entry {
 	struct neighbour *neigh;
 	u32 stamp;
 	u8 dir;
-	u8 count;
-	bool watch;
+	u8 into;
+	u8 tuple;
+	u8 more;
 	struct bpf_flowmap_value value;
 };
 
-/* flowmap_entry.count */
+/* flowmap_entry.more: packets are counted in the value, in conntrack, or in both */
 #define FLOWMAP_COUNT_VALUE	BIT(0)
 #define FLOWMAP_COUNT_CT	BIT(1)
+#define FLOWMAP_COUNT		(FLOWMAP_COUNT_VALUE | FLOWMAP_COUNT_CT)
+/* and the path is resolved again: no notifier tells of its changes */
+#define FLOWMAP_WATCH		BIT(2)
 
 struct flowmap_flow {
 	struct flowmap_entry entry[FLOW_OFFLOAD_DIR_MAX];
@@ -116,6 +126,9 @@ struct flowmap_flow {
 	struct nf_conn *ct;
 	struct rcu_head rcu;
 };
+
+static_assert(sizeof(struct flowmap_entry) <= U8_MAX); /* flowmap_entry.into */
+static_assert(sizeof(struct flow_offload_tuple_rhash) <= U8_MAX); /* .tuple */
 
 /**
  * struct flowmap - a map
@@ -158,7 +171,15 @@ static struct flowmap *to_flowmap(const struct bpf_map *map)
 
 static struct flowmap_flow *flowmap_flow_of(struct flowmap_entry *e)
 {
-	return container_of(e, struct flowmap_flow, entry[e->dir]);
+	return (void *)e - e->into;
+}
+
+static const struct flow_offload_tuple *flowmap_tuple(const struct flowmap_entry *e,
+						      const struct flow_offload *flow)
+{
+	const struct flow_offload_tuple_rhash *th = (const void *)flow->tuplehash + e->tuple;
+
+	return &th->tuple;
 }
 
 /* Keys
@@ -166,8 +187,15 @@ static struct flowmap_flow *flowmap_flow_of(struct flowmap_entry *e)
  * The hash is multilinear (Lemire and Kaser, "Strongly universal string
  * hashing is fast"): seed[0] + sum of seed[i + 1] * word[i], of which the
  * upper half counts. For a secret seed any two keys collide with the chance
- * of random numbers, whoever chose them.
+ * of random numbers, whoever chose them. But keys that differ by a few bits of
+ * a port have sums in a row, and some seeds put rows into few buckets; so they
+ * are mixed in the end, one to one, which leaves that chance what it is.
  */
+
+static __always_inline u32 flowmap_mix(u32 hash)
+{
+	return (hash ^ hash >> 15) * GOLDEN_RATIO_32;
+}
 
 static u64 flowmap_sum(const u64 *seed, const u32 *words, unsigned int n)
 {
@@ -204,7 +232,7 @@ flowmap_bucket(const struct flowmap *fm, const u64 words[FLOWMAP_WORDS])
 		hash += fm->seed[2 * i + 1] * (u32)words[i];
 		hash += fm->seed[2 * i + 2] * (u32)(words[i] >> 32);
 	}
-	return &fm->buckets[reciprocal_scale(hash >> 32, fm->num)];
+	return &fm->buckets[reciprocal_scale(flowmap_mix(hash >> 32), fm->num)];
 }
 
 /* The addresses that a direction matches are those that the other writes */
@@ -505,7 +533,8 @@ static void flowmap_fill_route(struct flowmap_entry *e, const struct dst_entry *
 		if (!e->neigh || !(READ_ONCE(e->neigh->nud_state) & NUD_VALID))
 			v->flags |= BPF_FLOWMAP_NO_NEIGH;
 	}
-	e->watch = flowmap_fill_way(v, dst->dev, e->neigh);
+	if (flowmap_fill_way(v, dst->dev, e->neigh))
+		e->more |= FLOWMAP_WATCH;
 }
 
 /* Has a chain been put before the stack's way in, or behind its way out? The
@@ -576,11 +605,13 @@ static void flowmap_fill_entry(struct flowmap *fm, struct flowmap_flow *ff,
 	flowmap_key_from_tuple(&k, tuple);
 	flowmap_key_words(fm, &k, e->words);
 	e->dir = dir;
+	e->into = dir * sizeof(*e);
+	e->tuple = dir * sizeof(*ff->flow->tuplehash);
 	e->stamp = (u32)jiffies;
 	if (fm->map.map_extra & BPF_FLOWMAP_COUNTERS)
-		e->count |= FLOWMAP_COUNT_VALUE;
+		e->more |= FLOWMAP_COUNT_VALUE;
 	if (nf_conn_acct_find(ff->ct))
-		e->count |= FLOWMAP_COUNT_CT;
+		e->more |= FLOWMAP_COUNT_CT;
 
 	v->flags = dir == FLOW_OFFLOAD_DIR_REPLY ? BPF_FLOWMAP_REPLY : 0;
 	v->h_proto = k.family == AF_INET6 ? htons(ETH_P_IPV6) : htons(ETH_P_IP);
@@ -859,7 +890,7 @@ static bool flowmap_leaves_by(const struct flowmap_entry *e,
 static void flowmap_dev_gone(struct flowmap *fm, struct flowmap_entry *e, void *data)
 {
 	struct flow_offload *flow = flowmap_flow_of(e)->flow;
-	const struct flow_offload_tuple *tuple = &flow->tuplehash[e->dir].tuple;
+	const struct flow_offload_tuple *tuple = flowmap_tuple(e, flow);
 	const struct net_device *dev = data;
 
 	if (tuple->iifidx == dev->ifindex || flowmap_leaves_by(e, tuple, dev))
@@ -948,7 +979,7 @@ static noinline bool flowmap_path_changed(struct flowmap_entry *e)
 	struct bpf_flowmap_value now = {};
 
 	guard(rcu)(); /* drivers run programs with bottom halves disabled only */
-	flowmap_fill_way(&now, flow->tuplehash[e->dir].tuple.dst_cache->dev, e->neigh);
+	flowmap_fill_way(&now, flowmap_tuple(e, flow)->dst_cache->dev, e->neigh);
 	return now.flags != (v->flags & (BPF_FLOWMAP_NO_ETHER | BPF_FLOWMAP_NO_XMIT)) ||
 	       now.ifindex != v->ifindex ||
 	       !ether_addr_equal_unaligned(now.h_dest, v->h_dest) ||
@@ -977,11 +1008,11 @@ static noinline void flowmap_count(struct flowmap_entry *e, u32 packets, u64 byt
 {
 	struct bpf_flowmap_value *v = &e->value;
 
-	if (e->count & FLOWMAP_COUNT_VALUE) {
+	if (e->more & FLOWMAP_COUNT_VALUE) {
 		atomic64_add(packets, (atomic64_t *)&v->packets);
 		atomic64_add(bytes, (atomic64_t *)&v->bytes);
 	}
-	if (e->count & FLOWMAP_COUNT_CT) {
+	if (e->more & FLOWMAP_COUNT_CT) {
 		struct nf_conn_acct *acct = nf_conn_acct_find(flowmap_flow_of(e)->ct);
 
 		atomic64_add(packets, &acct->counter[e->dir].packets);
@@ -1014,7 +1045,7 @@ static noinline void *flowmap_lookup_special(struct flowmap_entry *e,
 	/* resolved by now, another path, no chain: to be published anew */
 	if (((needs & BPF_FLOWMAP_NO_NEIGH) && e->neigh && flowmap_neigh_usable(e->neigh)) ||
 	    ((needs & BPF_FLOWMAP_HOOKS) && !flowmap_hooked(flowmap_flow_of(e), e->dir)) ||
-	    (e->watch && flowmap_path_changed(e)))
+	    ((e->more & FLOWMAP_WATCH) && flowmap_path_changed(e)))
 		flow_offload_teardown(flowmap_flow_of(e)->flow);
 	return NULL;
 }
@@ -1023,7 +1054,7 @@ static noinline void *flowmap_lookup_special(struct flowmap_entry *e,
 static __always_inline bool flowmap_stale(struct flowmap_entry *e,
 					  const struct flowmap_flow *ff)
 {
-	const struct flow_offload_tuple *tuple = &ff->flow->tuplehash[e->dir].tuple;
+	const struct flow_offload_tuple *tuple = flowmap_tuple(e, ff->flow);
 
 	if (flowmap_ct_stale(e, ff->ct))
 		return true;
@@ -1031,7 +1062,7 @@ static __always_inline bool flowmap_stale(struct flowmap_entry *e,
 		return true;
 	if (e->neigh && unlikely(flowmap_neigh_moved(e)))
 		return true;
-	return unlikely(e->watch) && flowmap_path_changed(e);
+	return unlikely(e->more & FLOWMAP_WATCH) && flowmap_path_changed(e);
 }
 
 static void *flowmap_lookup_elem(struct bpf_map *map, void *key)
@@ -1044,7 +1075,7 @@ static void *flowmap_lookup_elem(struct bpf_map *map, void *key)
 	if (!e)
 		return NULL;
 
-	if (unlikely((k->tcp_flags & (TCPHDR_FIN | TCPHDR_RST)) || k->flags ||
+	if (unlikely((get_unaligned((const __be16 *)&k->tcp_flags) & FLOWMAP_KEY_SPECIAL) ||
 		     (e->value.flags & BPF_FLOWMAP_NEEDS_STACK) ||
 		     k->len > e->value.mtu)) {
 		void *ret = flowmap_lookup_special(e, k);
@@ -1063,7 +1094,7 @@ static void *flowmap_lookup_elem(struct bpf_map *map, void *key)
 
 	if (unlikely((u32)jiffies - READ_ONCE(e->stamp) >= HZ))
 		flowmap_refresh(e);
-	if (unlikely(e->count))
+	if (unlikely(e->more & FLOWMAP_COUNT))
 		flowmap_count(e, 1, k->len);
 	return &e->value;
 }
