@@ -284,11 +284,14 @@ class Flow:
                 return data
         return None
 
-    def fast(self, way):
-        """Does the next packet go by XDP?"""
+    def next(self, way):
+        """The next packet: by XDP? And how its frame begins (that of 24 bytes of payload)"""
         before = forwarded()
-        self.send(way)
-        return forwarded() == before + 1
+        data = self.send(way)
+        return forwarded() - before, data and data[:22]
+
+    def fast(self, way):
+        return self.next(way)[0] == 1
 
     def works(self):
         """Both ways by XDP, in a while"""
@@ -317,12 +320,22 @@ def test_flow(what, flow):
         counts = [forwarded()]
         slow = flow.send(way, payload=payload)
         counts.append(forwarded())
-        wait_for(lambda w=way: flow.find(w))
+        wait_for(lambda w=way: flow.fast(w), timeout=20)
+        counts.append(forwarded())
         fast = flow.send(way, payload=payload)
         counts.append(forwarded())
         check(f"{name}: XDP sends what the stack sends",
-              slow and slow == fast and counts == [counts[0], counts[0], counts[0] + 1],
+              slow and slow == fast and counts[1] == counts[0] and counts[3] == counts[2] + 1,
               f"stack: {slow and slow.hex(' ', -4)}\nXDP:   {fast and fast.hex(' ', -4)}\n{counts}")
+
+
+def test_gre_expiry():
+    """No sysctl for it: NF_FLOW_TIMEOUT"""
+    flow = Flow(V4, GRE)
+    check(f"{NAME}: GRE: by XDP", flow.works(), state())
+    start = time.monotonic()
+    check(f"{NAME}: GRE: expires", wait_for(lambda: not flow.find(0), timeout=60), state())
+    check(f"{NAME}: GRE: after 30 s", 29 < time.monotonic() - start, time.monotonic() - start)
 
 
 def test_families():
@@ -357,16 +370,21 @@ def state():
               "xdp_ct flows 2>&1")
 
 
-def stale(what, flow, way, command, undo=None):
-    """The very next packet must not go by XDP"""
+def stale(what, flow, way, command, undo=None, same=False):
+    """The very next packet must not go by XDP. By the stack it gets another header or
+    does not get out, or it gets the same"""
     if not check(f"{NAME}: stale: {what}: by XDP before", flow.works(),
                  state()):
         return
+    old = flow.next(way)
     if callable(command):
         command()
     else:
         on("router", command)
-    expect(f"{NAME}: stale: {what}: the next packet does not go by XDP", False, flow.fast(way))
+    xdp, header = flow.next(way)
+    check(f"{NAME}: stale: {what}: the next packet goes by the stack",
+          old[0] == 1 and xdp == 0 and (header == old[1]) == same,
+          f"before: {old}\nthen:   {(xdp, header)}")
     if undo:
         on("router", undo)
         check(f"{NAME}: stale: {what}: undone, packets go by XDP again", flow.works(),
@@ -388,6 +406,11 @@ def padt():
     wires[right].send(data)
 
 
+# of what changes, where the stack's frame begins like the one before
+SAME = ("IPv6 neighbour failed", "neighbour failed", "egress device's MTU",
+        "egress device renamed", "conntrack -D", "ruleset flushed", "flowtable deleted")
+
+
 def test_stale_plain():
     """What every egress has, by real packets"""
     flow = Flow(V6)
@@ -402,11 +425,12 @@ def test_stale_plain():
              "ip neigh del 2001:db8::2 dev rs"),
             ("IPv6 neighbour failed", "ip neigh change 2001:db8::2 dev rs nud failed",
              "ip neigh del 2001:db8::2 dev rs")):
-        stale(what, flow, 0, command, undo)
+        stale(what, flow, 0, command, undo, same=what in SAME)
     zone = "chain inet router raw"
     on("router", f"nft 'add {zone} {{ type filter hook prerouting priority raw; }}; "
        "add rule inet router raw ct zone set 7'")
-    stale("conntrack zone flushed", Flow(V4), 0, "conntrack -D -w 7", f"nft delete {zone}")
+    stale("conntrack zone flushed", Flow(V4), 0, "conntrack -D -w 7", f"nft delete {zone}",
+          same=True)
     flow = Flow(V4)
     flush = "nft list ruleset > /tmp/rules && nft flush ruleset"
     for what, command, undo in (
@@ -420,6 +444,7 @@ def test_stale_plain():
             ("neighbour failed", "ip neigh change 203.0.113.2 dev rs nud failed",
              "ip neigh del 203.0.113.2 dev rs"),
             ("link down", "ip link set dev rs down", "ip link set dev rs up"),
+            ("carrier lost", "ip -n server link set s0 down", "ip -n server link set s0 up"),
             ("egress device's MTU", "ip link set dev rs mtu 1400", "ip link set dev rs mtu 1500"),
             ("egress device's address", "ip link set dev rs address 02:00:00:00:02:77",
              f"ip link set dev rs address {right.mac}"),
@@ -430,7 +455,7 @@ def test_stale_plain():
             ("flowtable deleted", "nft flush chain inet router forward && "
              "nft delete flowtable inet router ft", "nft flush ruleset && nft -f /tmp/rules"),
             ("egress device removed", "ip link del rs", None)):
-        stale(what, flow, 0, command, undo)
+        stale(what, flow, 0, command, undo, same=what in SAME)
 
 
 def test_neighbours():
@@ -471,21 +496,26 @@ def test_stale():
               f"bridge fdb replace {fdb} dynamic{vid}",
               f"bridge fdb del {fdb}{vid} || true")  # a frame may have moved it back
         stale("FDB entry deleted", flow, 1,
-              f"bridge fdb del {left.host_mac} dev {left.phys} master{vid}", "true")
+              f"bridge fdb del {left.host_mac} dev {left.phys} master{vid}", "true", same=True)
         stale("route through the bridge replaced", flow, 1,
               f"ip route replace {client}/32 via 10.0.1.77 dev {left.dev}",
               f"ip route del {client}/32")
         stale("neighbour behind the bridge moved", flow, 1,
               f"ip neigh replace {client} dev {left.dev} lladdr 02:00:00:00:01:99",
               f"ip neigh del {client} dev {left.dev}")
+        stale("neighbour behind the bridge failed", flow, 1,
+              f"ip neigh change {client} dev {left.dev} nud failed",
+              f"ip neigh show {client} dev {left.dev} | grep -v FAILED", same=True)
         stale("port leaves the bridge", flow, 1, f"ip link set {left.phys} nomaster",
               f"ip link set {left.phys} master {br}" +
               (f" && bridge vlan add vid 10 dev {left.phys} "
                f"{'pvid untagged' if left.kind == 'bridge-pvid' else ''}" if vid else ""))
         if vid:
-            stale("VLAN taken off the port", flow, 1, f"bridge vlan del vid 10 dev {left.phys}",
-                  f"bridge vlan add vid 10 dev {left.phys} "
-                  f"{'pvid untagged' if left.kind == 'bridge-pvid' else ''}")
+            for way, title in ((1, "VLAN taken off the port"),
+                               (0, "VLAN taken off the port of ingress")):
+                stale(title, flow, way, f"bridge vlan del vid 10 dev {left.phys}",
+                      f"bridge vlan add vid 10 dev {left.phys} "
+                      f"{'pvid untagged' if left.kind == 'bridge-pvid' else ''}")
             stale("VLAN on the port tagged the other way", flow, 1,
                   f"bridge vlan add vid 10 dev {left.phys} pvid "
                   f"{'' if left.kind == 'bridge-pvid' else 'untagged'}",
@@ -499,7 +529,7 @@ def test_stale():
     if right.kind == "pppoe":
         stale("PADT, and the session is gone", flow, 0, padt)
     elif right.kind == "pppoe-vlan":
-        stale("PPPoE session gone", flow, 0, right.session[0].sock.close)
+        stale("PPPoE session of ingress gone", flow, 1, right.session[0].sock.close)
     elif right.dev != right.phys:
         if right.kind in ("vlan", "qinq"):
             stale("VLAN device gets a map of priorities", flow, 0,
@@ -546,6 +576,7 @@ try:
         for family, title in ((V4, "IPv4"), (V6, "IPv6")):
             test_flow(f"{title} DNAT", Flow(family, dnat=True))
         test_flow("GRE", Flow(V4, GRE))
+        test_gre_expiry()
         test_families()
         test_neighbours()
         test_stale_plain()

@@ -117,8 +117,12 @@ struct flowmap_entry {
 #define FLOWMAP_COUNT_VALUE	BIT(0)
 #define FLOWMAP_COUNT_CT	BIT(1)
 #define FLOWMAP_COUNT		(FLOWMAP_COUNT_VALUE | FLOWMAP_COUNT_CT)
-/* and the path is resolved again: no notifier tells of its changes */
+/* and the path is resolved again, the other direction's, or both: no notifier tells of
+ * their changes, and by what ends there the packet may not have come
+ */
 #define FLOWMAP_WATCH		BIT(2)
+#define FLOWMAP_WATCH_BACK	BIT(3)
+#define FLOWMAP_WATCH_PATHS	(FLOWMAP_WATCH | FLOWMAP_WATCH_BACK)
 
 struct flowmap_flow {
 	struct flowmap_entry entry[FLOW_OFFLOAD_DIR_MAX];
@@ -790,7 +794,7 @@ static void flowmap_snoop_add(struct nf_flow_snooper *snooper, struct flow_offlo
 	struct flow_offload *old;
 	struct flowmap_flow *ff;
 	u32 changes;
-	int err;
+	int dir, err;
 
 	if (!flowmap_wants(fm, flow))
 		return;
@@ -808,6 +812,9 @@ static void flowmap_snoop_add(struct nf_flow_snooper *snooper, struct flow_offlo
 	ff->ct = flow->ct;
 	flowmap_fill_entry(fm, ff, FLOW_OFFLOAD_DIR_ORIGINAL);
 	flowmap_fill_entry(fm, ff, FLOW_OFFLOAD_DIR_REPLY);
+	for (dir = 0; dir < FLOW_OFFLOAD_DIR_MAX; dir++)
+		if (ff->entry[!dir].more & FLOWMAP_WATCH)
+			ff->entry[dir].more |= FLOWMAP_WATCH_BACK;
 
 	err = flowmap_publish(fm, ff, changes, &old);
 	/* the same connection, whose entry conntrack has dropped, the flowtable not yet */
@@ -972,7 +979,7 @@ static bool flowmap_neigh_moved(const struct flowmap_entry *e)
 	return READ_ONCE(e->neigh->dead) || !same;
 }
 
-static noinline bool flowmap_path_changed(struct flowmap_entry *e)
+static bool flowmap_path_changed(struct flowmap_entry *e)
 {
 	struct flow_offload *flow = flowmap_flow_of(e)->flow;
 	const struct bpf_flowmap_value *v = &e->value;
@@ -985,6 +992,13 @@ static noinline bool flowmap_path_changed(struct flowmap_entry *e)
 	       !ether_addr_equal_unaligned(now.h_dest, v->h_dest) ||
 	       !ether_addr_equal_unaligned(now.h_source, v->h_source) ||
 	       memcmp(now.encap, v->encap, sizeof(v->encap));
+}
+
+static noinline bool flowmap_paths_changed(struct flowmap_entry *e)
+{
+	return ((e->more & FLOWMAP_WATCH) && flowmap_path_changed(e)) ||
+	       ((e->more & FLOWMAP_WATCH_BACK) &&
+		flowmap_path_changed(&flowmap_flow_of(e)->entry[!e->dir]));
 }
 
 static noinline void flowmap_refresh(struct flowmap_entry *e)
@@ -1045,7 +1059,7 @@ static noinline void *flowmap_lookup_special(struct flowmap_entry *e,
 	/* resolved by now, another path, no chain: to be published anew */
 	if (((needs & BPF_FLOWMAP_NO_NEIGH) && e->neigh && flowmap_neigh_usable(e->neigh)) ||
 	    ((needs & BPF_FLOWMAP_HOOKS) && !flowmap_hooked(flowmap_flow_of(e), e->dir)) ||
-	    ((e->more & FLOWMAP_WATCH) && flowmap_path_changed(e)))
+	    flowmap_paths_changed(e))
 		flow_offload_teardown(flowmap_flow_of(e)->flow);
 	return NULL;
 }
@@ -1062,7 +1076,7 @@ static __always_inline bool flowmap_stale(struct flowmap_entry *e,
 		return true;
 	if (e->neigh && unlikely(flowmap_neigh_moved(e)))
 		return true;
-	return unlikely(e->more & FLOWMAP_WATCH) && flowmap_path_changed(e);
+	return unlikely(e->more & FLOWMAP_WATCH_PATHS) && flowmap_paths_changed(e);
 }
 
 static void *flowmap_lookup_elem(struct bpf_map *map, void *key)
@@ -1089,8 +1103,12 @@ static void *flowmap_lookup_elem(struct bpf_map *map, void *key)
 		flow_offload_teardown(ff->flow);
 		return NULL;
 	}
-	if (e->neigh && unlikely(!flowmap_neigh_usable(e->neigh)))
+	if (e->neigh && unlikely(!flowmap_neigh_usable(e->neigh))) {
+		/* through a bridge the flowtable asks no neighbour */
+		if (e->more & FLOWMAP_WATCH)
+			flow_offload_teardown(ff->flow);
 		return NULL;
+	}
 
 	if (unlikely((u32)jiffies - READ_ONCE(e->stamp) >= HZ))
 		flowmap_refresh(e);
