@@ -4,7 +4,7 @@
 # make check-kernel: what the patches leave as it was. The built kernel against
 # the same source and configuration without the patches (stock): the instructions
 # of everything on the way of a packet and of a look-up, and what the kernel's own
-# test_verifier and test_maps say. And a kernel with the patches but
+# test_verifier, test_maps and verifier's programs of test_progs say. And a kernel with the patches but
 # CONFIG_BPF_MODULAR_MAPS=n (off). Prints KTAP.
 
 # shellcheck source=tests/vm/lib.sh
@@ -63,13 +63,13 @@ done
 # with as little as it takes to tell one case from another
 for variant in flowmap stock; do
 	"$vm/run" --kernel "$variant" "$REPO/tests/bpf/selftests.sh" > "$out/$variant.log"
-	result $? "test_verifier and test_maps run on the kernel $variant"
+	result $? "the kernel's selftests run on the kernel $variant"
 done
-for t in verifier maps; do
+for t in verifier maps progs; do
 	for variant in flowmap stock; do
 		grep "^$t: " "$out/$variant.log" > "$out/$variant.$t"
 	done
-	same "test_$t: the same results ($(wc -l < "$out/flowmap.$t") lines)" \
+	same "selftests: $t: the same results ($(wc -l < "$out/flowmap.$t") lines)" \
 		"$out/flowmap.$t" "$out/stock.$t"
 	tail -1 "$out/flowmap.$t" | sed 's/^/# /'
 done
