@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# paths.sh RUNS PACKETS SEED {{4|6}-{udp|tcp}-{nat|plain}-{untagged|vlan}:FLOWS[,FLOWS]...|control}...
+# paths.sh RUNS PACKETS SEED {{4|6}-{udp|tcp}-{nat|plain}-{untagged|vlan}:FLOWS[,FLOWS]...|control|slow}...
 #
 # In the guest: what a packet costs on each path through a router (r) between a
 # client (c) and a server (s), all namespaces joined by veth. Prints a line
@@ -11,7 +11,7 @@
 # the router's count of redirected XDP frames and of packets that it routed.
 # On the unpatched kernel (VM_KERNEL=stock) without the rows of XDP and the map; on
 # several processors only how xdp_ct scales. control: what flows cost that come and go,
-# best in a guest of its own.
+# and slow: the slow path alone, both best in a guest of their own.
 
 R="nsenter --net=/run/netns/r"
 if [ "$1" = way ]; then
@@ -30,8 +30,11 @@ if [ $# != 4 ]; then
 	exit
 fi
 config=${4/#control/4-udp-nat-untagged:20000}
+config=${config/#slow/4-udp-nat-untagged:1,1000}
 IFS=-:, read -r family proto nat tag flow_list <<< "$config"
 IFS=, read -ra all_flows <<< "$flow_list"
+kind=path
+[ "$4" != slow ] || kind=slow
 # the map alone, once
 more=0
 [[ $4 != 4-udp-nat-untagged:*,* ]] || more=1
@@ -157,7 +160,7 @@ row()
 	((xdp -= all * $4, routed -= all * $5, 1))
 	((xdp >= 0 && xdp < 16 && routed >= 0 && routed < 16)) ||
 		die "$path, $flows flows, $all packets: $xdp more than that by XDP, $routed by the stack"
-	echo "row kernel=$kernel family=ipv$family proto=$proto nat=$nat tag=$tag path=$path flows=$flows" \
+	echo "row kernel=$kernel kind=$kind family=ipv$family proto=$proto nat=$nat tag=$tag path=$path flows=$flows" \
 		"samples=$(grep -v way <<< "$out" | paste -sd,)"
 }
 
@@ -241,7 +244,8 @@ scale()
 
 # the bench's threads wait for nobody
 trap 'ip -all netns del' EXIT
-sysctl -qw kernel.sched_rt_runtime_us=-1
+[ "$(sysctl -n kernel.sched_rt_runtime_us)" = -1 ] || sysctl -qw kernel.sched_rt_runtime_us=-1 ||
+	die "threads of real time may be held up"
 for f in /sys/kernel/debug/sched/fair_server/cpu*/runtime; do
 	echo 0 > "$f"
 done
@@ -252,10 +256,20 @@ if [ "$(nproc)" -gt 1 ]; then
 	scale
 	exit
 fi
-echo "info kernel=$(uname -r) nft=$(nft -v | cut -d' ' -f2) xdp-tools=$(xdp-forward load --version 2>&1 | awk '{ print $3; exit }') seed=$seed clock=$("$bench" clock)"
+echo "info kernel=$(uname -r) nft=$(nft -v | cut -d' ' -f2) xdp-tools=$(xdp-forward load --version 2>&1 | awk '{ print $3; exit }') seed=$seed clock=$(chrt -f 50 "$bench" clock)"
 
 if [ "$4" = control ]; then
 	control
+	exit
+fi
+
+if [ $kind = slow ]; then
+	row forward 1 "$client" 0 1
+	ruleset "" accept
+	for f in "${all_flows[@]}"; do
+		"$bench" "${opts[@]}" -s "$masq" -f "$f" setup > /dev/null || exit 1
+		row conntrack "$f" "$masq" 0 1
+	done
 	exit
 fi
 

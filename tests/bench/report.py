@@ -20,12 +20,13 @@ CLOCK = 0.005  # a nanosecond is an instruction, timer interrupts aside
 
 UNITS = {"path": "instructions a packet", "map": "instructions a look-up",
          "native": "nanoseconds a look-up", "kvm": "nanoseconds a look-up",
-         "control": "instructions a flow",
+         "control": "instructions a flow", "slow": "instructions a packet",
          "dump": "instructions a flow", "memory": "bytes a flow",
          "scaling": "times one processor's packets"}
 TITLES = {"map": "the map alone", "native": "look-ups in user-mode Linux, caches included",
           "kvm": "look-ups in a guest under KVM, caches included",
-          "control": "a flow is opened, and ended", "dump": "all flows are read",
+          "control": "a flow is opened, and ended",
+          "slow": "the slow path, nobody snooping, median of several boots", "dump": "all flows are read",
           "memory": "memory", "scaling": "two processors"}
 ORDER = ["floor", "xdp_ct", "xdp_ct+refresh", "xdp_ct+counters", "xdp-forward",
          "xdp-forward-fib", "forward", "flowtable", "conntrack"]
@@ -56,13 +57,40 @@ def make_row(fields):
     row["samples"] = samples
     name = " ".join(fields.values())
     print("  " + name, row["value"], file=sys.stderr, flush=True)
-    wall = row["kind"] in WALL
+    judge(row, name)
+    return row
+
+
+def judge(row, name):
+    """Refuse a row whose samples lie too far apart"""
+    samples, wall = row["samples"], row["kind"] in WALL
     bound = SPREAD_WALL if wall else SPREAD_END if row["path"].startswith("end") else SPREAD
-    low, *_, high = statistics.quantiles(samples, n=4) if wall else sorted(samples)
+    if wall:
+        low, _, high = statistics.quantiles(samples, n=4)
+    else:
+        low, high = min(samples), max(samples)
     spread = row["spread"] = round((high - low) / (row["value"] or 1), 4)
     if spread > bound:
         refused.append(f"{name}: runs differ by {spread:.1%}, over {bound:.0%}: {samples}")
-    return row
+
+
+def merged(rows):
+    """What was measured in several boots is one row, a sample for each"""
+    first = {}
+    for r in rows:
+        if r["kind"] != "slow":
+            continue
+        key = (r["kernel"],) + same(r)
+        if key in first:
+            first[key]["samples"].append(r["value"])
+        else:
+            r["samples"] = [r["value"]]
+            first[key] = r
+    for r in first.values():
+        r["value"] = round(statistics.median(r["samples"]), 2)
+        judge(r, f"{r['kernel']} {r['path']} {r['flows']}, boots")
+    kept = {id(r) for r in first.values()}
+    return [r for r in rows if r["kind"] != "slow" or id(r) in kept]
 
 
 def read():
@@ -71,6 +99,9 @@ def read():
         kind, *fields = line.split()
         if kind == "info":
             info.update(f.split("=", 1) for f in fields)
+            if abs(float(info.get("clock", 1)) - 1) > CLOCK:
+                fail(f"an instruction takes {info['clock']} ns: "
+                     "boot the guest with tests/vm/run --icount")
         elif kind == "row":
             rows.append(make_row(dict(f.split("=", 1) for f in fields)))
         elif kind == "none":
@@ -78,6 +109,7 @@ def read():
                             "reason": " ".join(fields[1:])})
         else:
             print(line, end="", file=sys.stderr)
+    rows = merged(rows)
     if refused or not rows:
         fail("\n".join(refused) or "no rows")
     return info, rows, missing
@@ -170,7 +202,7 @@ def goals(rows):
             value = figure()
         except (KeyError, ValueError):
             return
-        state = "met" if round(value, digits) <= bound else f"missed by {value - bound:.{digits}f}"
+        state = "met" if value <= bound else f"missed by {value - bound:.{digits + 1}f}"
         found.append({"goal": text, "at_most": bound, "value": round(value, digits + 1)})
         lines.append([text, f"{bound:.{digits}f}", f"{value:.{digits}f}", state])
 
@@ -178,9 +210,10 @@ def goals(rows):
     four, six = path.get(MAIN, {}), path.get(("ipv6",) + MAIN[1:], {})
     for n in sorted({k[1] for k in four}):
         goal(f"xdp_ct above the floor, IPv4 UDP NAT, {n:,}", 375, lambda: four["xdp_ct", n])
-    goal("the same, IPv6, 1", 450, lambda: six["xdp_ct", 1])
-    goal("counters", 60, lambda: max(p["xdp_ct+counters", 1] - p["xdp_ct", 1]
-                                     for p in path.values()))
+    for n in sorted({k[1] for k in six}):
+        goal(f"the same, IPv6, {n:,}", 450, lambda: six["xdp_ct", n])
+    goal("counters", 60, lambda: max(p["xdp_ct+counters", n] - p["xdp_ct", n]
+                                     for p in path.values() for name, n in p if name == "xdp_ct"))
     for n in sorted({k[1] for k in alone}):
         goal(f"hit against the hash map's, {n:,}", 1,
              lambda: alone["flowmap-hit", n] / alone["hash-hit", n], 2)
@@ -192,8 +225,8 @@ def goals(rows):
     goal("a flow opened, one map against none", 1.1,
          lambda: control["open,1-maps", 20000] / control["open,0-maps", 20000], 2)
     goal("slow path, against the unpatched kernel", 1,
-         lambda: max(r["against_stock"] for r in rows
-                     if "against_stock" in r and r["path"] in SLOW), 2)
+         lambda: round(max(r["against_stock"] for r in rows if r["path"] in SLOW and
+                           r["kind"] in ("slow", "control") and "against_stock" in r), 2), 2)
     goal("memory a flow", 384, lambda: max(memory))
     if lines:
         print("\ngoals")
@@ -214,9 +247,6 @@ def chart_data(rows, name):
 
 def main():
     info, rows, missing = read()
-    clock = float(info["clock"])
-    if abs(clock - 1) > CLOCK:
-        fail(f"an instruction takes {clock} ns: boot the guest with tests/vm/run --icount")
     ours = [r for r in rows if r["kernel"] == "flowmap"]
     paths([r for r in ours if r["kind"] == "path"])
     for kind in TITLES:

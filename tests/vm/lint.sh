@@ -72,11 +72,11 @@ grep -c '^  CHECK' "$LOG/sparse.log" | grep -qx '[4-9]' ||
 	echo "sparse has seen too few files: $LOG/sparse.log" >> "$LOG/sparse.log"
 grep -E '(error|warning):|too few' "$LOG/sparse.log" | result "sparse, with endian checks"
 
-# report SAMPLES: the bench's report of one row
+# report SAMPLES [CLOCK]: the bench's report of one row, from a guest with this clock
 report()
 {
-	printf '%s\n' "info clock=1" "row kind=map path=flowmap-hit flows=1 samples=$1" |
-		tests/bench/report.py /dev/null 2>&1
+	printf '%s\n' "info clock=${2:-1}" "row kind=map path=flowmap-hit flows=1 samples=$1" \
+		"info clock=1" | tests/bench/report.py /dev/null 2>&1
 }
 
 {
@@ -84,7 +84,8 @@ report()
 	report 1000,1010,1020 | grep -q 'differ by 2.0%, over 1%' ||
 		echo "runs that differ by 2 % are not refused"
 	! report 1000,1010,1020 > /dev/null || echo "and it exits with 0"
-} | result "the bench refuses rows whose runs differ"
+	! report 1000,1004,1008 2.02 > /dev/null || echo "a clock of 2 ns is not refused"
+} | result "the bench refuses rows whose runs differ, and times that are no instructions"
 
 echo "1..$n"
 exit "$bad"
