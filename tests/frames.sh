@@ -8,6 +8,7 @@
 . "$(dirname "$0")/lib.sh"
 
 hosts
+neighbours
 ruleset
 succeeds "attach" on router xdp_ct attach rc rs --counters
 cases python3 "$TESTS/frames.py"

@@ -245,6 +245,15 @@ ruleset()
 	EOT
 }
 
+# For tests that count frames: nobody asks for a neighbour among them
+neighbours()
+{
+	on client ip neigh replace 10.0.1.1 dev c0 lladdr $RC_MAC nud permanent
+	on router ip neigh replace 10.0.1.2 dev rc lladdr $CLIENT_MAC nud permanent
+	on router ip neigh replace 203.0.113.2 dev rs lladdr $SERVER_MAC nud permanent
+	on server ip neigh replace 203.0.113.1 dev s0 lladdr $RS_MAC nud permanent
+}
+
 # Conntrack's entries on the router, offloaded or not
 conntracks()
 {
