@@ -189,7 +189,7 @@ link()
 # the same devices and addresses)
 hosts()
 {
-	local s=$1 host
+	local s=$1 host state
 
 	for host in client router server; do
 		ip netns add "$host$s" || exit 1
@@ -214,6 +214,10 @@ hosts()
 	on "router$s" sysctl -qw net.netfilter.nf_conntrack_acct=1 \
 		net.netfilter.nf_flowtable_udp_timeout=300 net.netfilter.nf_flowtable_tcp_timeout=300 \
 		net.netfilter.nf_conntrack_udp_timeout_stream=600
+	# and nothing at all to one that closes, if it has less
+	for state in fin_wait close_wait last_ack time_wait close; do
+		on "router$s" sysctl -qw "net.netfilter.nf_conntrack_tcp_timeout_$state=600"
+	done
 }
 
 # shellcheck disable=SC2120
