@@ -24,6 +24,8 @@ mute()
 }
 
 modprobe -a nf_defrag_ipv6 2> /dev/null
+modprobe nf_conntrack
+succeeds "room for all connections" sysctl -w net.netfilter.nf_conntrack_max=1000000
 for twin in "" 2; do
 	hosts "$twin"
 	on "router$twin" sysctl -qw net.ipv4.icmp_ratelimit=0 \
@@ -38,7 +40,7 @@ for twin in "" 2; do
 	on "router$twin" nft "table inet load { chain c { type filter hook forward priority 0
 		ct state new; }; }; delete table inet load"
 	on "router$twin" sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=1 \
-		net.netfilter.nf_conntrack_checksum=0 net.netfilter.nf_conntrack_max=1000000 \
+		net.netfilter.nf_conntrack_checksum=0 \
 		net.netfilter.nf_conntrack_frag6_timeout=3600 \
 		net.netfilter.nf_conntrack_frag6_high_thresh=268435456
 	for name in udp_timeout udp_timeout_stream generic_timeout tcp_timeout_unacknowledged \
