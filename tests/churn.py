@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 
-from lib import (ACK, BPF_EXIST, COUNTERS, FIN, MAP_LOOKUP_AND_DELETE_BATCH, RST,
+from lib import (ACK, BPF_EXIST, COUNTERS, FIN, MAP_LOOKUP_AND_DELETE_BATCH, PATIENCE, RST,
                  SYN, TCP, TEST_XDP_LIVE_FRAMES, UDP, Map, Prog, check, child, credit, end, errno_of,
                  expect, frame, ipv4, netns, obj_get, tcp, tcp_pair, udp)
 
@@ -193,7 +193,9 @@ def run(path, seconds, flows, seed, tmp):
             expect(name, 0, errno_of(pid))
     took = time.monotonic() - start
     print(f"# {added()} flows added in {took:.0f} s", flush=True)
-    check("connections were offloaded", added() > min(flows / 2, 10 * seconds))
+    # far fewer than there are on any machine
+    check("connections were offloaded",
+          added() > min(flows / 2, (100 if PATIENCE == 1 else 10) * seconds))
 
 
 if sys.argv[1] == "send":
