@@ -11,6 +11,7 @@ import collections
 import ctypes
 import fcntl
 import itertools
+import json
 import os
 import random
 import socket
@@ -20,7 +21,7 @@ import time
 
 from lib import (TCP, UDP, XDP_PASS, XDP_REDIRECT, Wire, address, check, csum, end,
                  expect, ifindex, mac, map_by_id, map_ids, netns, not_ok, ok, on, prog_of_device,
-                 snoop)
+                 snoop, wait_for)
 from variants import CLASSES, GRE, PPPOE, QINQ, VLAN, Flow, Link, l3_at
 
 FRAMES = int(sys.argv[1]) if len(sys.argv) > 1 else 100000
@@ -240,7 +241,7 @@ class Routers:
         self.total = 0
         self.left = 0
 
-    def exchange(self, frames, patience=1.0):
+    def exchange(self, frames, patience=5.0):
         """Frames [(device, bytes), ...] into both; what came of the one and not of the
         other: [(device, bytes with, bytes without), ...], either may be None"""
         self.total += len(frames)
@@ -324,8 +325,9 @@ def batch_of(name, flows):
         for frames in zip(*(flow.opening() for flow in short)):
             yield list(frames)
         for flags in range(2):
-            yield [flow.plain(random.randrange(2), b"flags", flags=next(all_flags))
-                   for flow in short]
+            sent_flags.update(some := list(itertools.islice(all_flags, len(short))))
+            yield [flow.plain(random.randrange(2), b"flags", flags=f)
+                   for flow, f in zip(short, some)]
             yield [flow.plain(flags, b"behind") for flow in short]
             yield [flow.plain(not flags, b"behind") for flow in short]
     else:
@@ -336,6 +338,7 @@ def batch_of(name, flows):
 
 
 all_flags = itertools.cycle(range(256))
+sent_flags = set()
 
 
 def differential(flows):
@@ -354,7 +357,8 @@ def differential(flows):
             differences = routers.exchange(frames)
             if differences:
                 same = False
-                report(name, [], differences)
+                tails = {data[-4:] for _, *both in differences for data in both if data}
+                report(name, [f for f in frames if f[1][-4:] in tails], differences)
                 for one in frames:
                     xdp = forwarded()
                     again = routers.exchange([one], 0.2)
@@ -372,6 +376,10 @@ def differential(flows):
         n, xdp, out = ((c.total() if name == "all" else c[name]) for c in (sent, by_xdp, left))
         print(f"{name:24}{n:8}{xdp:8}{n - xdp:8}{out:10}")
     check("a third of them at least by XDP", by_xdp.total() > routers.total / 3)
+    check("99 of 100 that are plain by XDP", by_xdp["plain"] >= 0.99 * sent["plain"] > 0)
+    if FRAMES >= 20000:
+        expect("some of each class were sent", [], [name for name in names if not sent[name]])
+        expect("and TCP with all flags", 256, len(sent_flags))
     return same
 
 
@@ -401,6 +409,19 @@ def untouched(flows):
     print(f"test runs: {count[XDP_PASS]} passed, {count[XDP_REDIRECT]} forwarded")
 
 
+def different(flow):
+    """What the twins must not do is seen: one of them sets the DSCP"""
+    on("router2", "nft 'add table inet t; add chain inet t c { type filter hook forward "
+       "priority 0; }; add rule inet t c ip dscp set 1'")
+    expect("a frame that differs is found", 1, len(routers.exchange([flow.plain(0, b"dscp")])))
+    on("router2", "nft delete table inet t")
+
+
+def published():
+    """Directions of flows that XDP can do"""
+    return sum(not f["needs_stack"] for f in json.loads(on("router", "xdp_ct flows --json")))
+
+
 def offloaded(router):
     return sum(on(router, f"conntrack -L -f {family} 2>/dev/null").count("[OFFLOAD]")
                for family in ("ipv4", "ipv6"))
@@ -426,8 +447,11 @@ else:
     ok(f"connections open alike: {len(flows)}")
 expect("all are offloaded on the one with xdp_ct", len(flows), offloaded("router"))
 expect("and none on the other", 0, offloaded("router2"))
+expect("XDP can do all of them, both ways", 2 * len(flows),
+       wait_for(lambda: (n := published()) >= 2 * len(flows) and n) or published())
 start = time.monotonic()
 if differential(flows):
     print(f"{time.monotonic() - start:.0f} s")
+    different(next(f for f in flows if f.sides[0][1] == 4))
     untouched(flows)
 end()

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# twins.sh [FRAMES [SEED]]: the same frames in the same order through two routers
+# twins.sh [--skb] [FRAMES [SEED]]: the same frames in the same order through two routers
 # that differ in one thing: one has xdp_ct. What leaves must be the same bytes on
 # the same device.
 #
@@ -16,6 +16,11 @@
 . "$(dirname "$0")/lib.sh"
 
 MTU=3400
+MODE=native
+if [ "$1" = --skb ]; then
+	MODE=skb
+	shift
+fi
 
 mute()
 {
@@ -61,7 +66,7 @@ for twin in "" 2; do
 	mute "client$twin" c0
 	mute "server$twin" s0
 done
-succeeds "xdp_ct on one of them" on router xdp_ct attach rc rs --counters
+succeeds "xdp_ct on one of them" on router xdp_ct attach rc rs --counters --mode $MODE
 # Nobody may join segments on the way; a program is what lets veth take frames
 # from XDP then. The other router has one as well: veth makes the buffers of what
 # passes a program anew, and by how they are made, the stack fragments again what
