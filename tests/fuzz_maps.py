@@ -22,7 +22,10 @@ from flows import UdpFlow
 
 MODULES = {TOY: "bpf_map_toy", BARE: "bpf_map_bare", MAP_FLOWMAP: "nf_flow_table_bpf_flowmap"}
 SIZES = {TOY: (8, 8), BARE: (4, 4), MAP_FLOWMAP: (64, 112)}
-PINS = "/sys/fs/bpf/fuzz"
+PINS, DONE = "/sys/fs/bpf/fuzz", "/tmp/done"
+# all but create_raw, whose random bytes are refused
+STEPS = set("create create_with by_id get unpin close close_all unload load lookup update delete "
+            "lookup_and_delete iterate batch freeze info program iterator pin".split())
 # what a user may have done wrong, or too early, or too late
 EXPECTED = {getattr(errno, name) for name in (
     "EACCES", "EBADF", "EBUSY", "E2BIG", "EEXIST", "EINVAL", "ENODEV", "ENOENT", "ENOMEM",
@@ -161,8 +164,17 @@ class Fuzzer:
             while len(things) > self.random.randrange(30):
                 things.pop(self.random.randrange(len(things))).close()
 
+    def close_all(self):
+        """All that holds a module, but for what the other process has"""
+        for thing in self.maps + self.held:
+            thing.close()
+        self.maps, self.held = [], []
+        for pin in os.listdir(PINS):
+            os.unlink(f"{PINS}/{pin}")
+
     def unload(self):
-        delete_module(self.random.choice(list(MODULES.values())))
+        if err := delete_module(self.random.choice(list(MODULES.values()))):
+            raise OSError(err, os.strerror(err))
 
     def load(self):
         """Fails (EBUSY) while another process unloads it"""
@@ -170,12 +182,12 @@ class Fuzzer:
 
     def step(self):
         things = [(self.create, 5), (self.create_with, 3), (self.create_raw, 2), (self.by_id, 1),
-                  (self.get, 1), (self.unpin, 2), (self.close, 2), (self.unload, 1),
-                  (self.load, 0.05)]
+                  (self.get, 2), (self.unpin, 2), (self.close, 2), (self.close_all, 1),
+                  (self.unload, 3), (self.load, 0.2)]
         if self.maps:
             things += [(self.lookup, 6), (self.update, 16), (self.delete, 4),
                        (self.lookup_and_delete, 3), (self.iterate, 3), (self.batch, 4),
-                       (self.freeze, 0.1), (self.info, 1), (self.program, 2),
+                       (self.freeze, 0.3), (self.info, 1), (self.program, 2),
                        (self.iterator, 0.5), (self.pin, 2)]
         thing = self.random.choices(*zip(*things))[0]
         try:
@@ -195,6 +207,8 @@ def fuzz(steps, seed):
         print(f"# unexpected: {what} ({n} times)", flush=True)
     if fuzzer.unexpected:
         raise OSError(errno.EPROTO, "an errno that nobody expects")
+    with open(DONE, "a", encoding="ascii") as f:
+        f.write(" ".join(fuzzer.done) + "\n")
 
 
 def traffic(stop):
@@ -208,6 +222,13 @@ def traffic(stop):
         run("nsenter --net=/run/netns/router conntrack -F 2>&1")
 
 
+def held():
+    """Programs, and bytes that maps have of vmalloc"""
+    areas = sum(int(line.split()[1]) for line in open("/proc/vmallocinfo", encoding="ascii")
+                if "bpf_map_area_alloc" in line)
+    return len(run("bpftool prog list | grep '^[0-9]' || :").splitlines()), areas
+
+
 def left():
     """What is there of maps and modules"""
     return [(name, open(f"{MODULAR_SYSFS}{name}/maps", encoding="ascii").read().strip())
@@ -216,6 +237,7 @@ def left():
 
 steps, seed = int(sys.argv[1]), int(sys.argv[2])
 os.mkdir(PINS)
+before = held()
 stop = threading.Event()
 thread = threading.Thread(target=traffic, args=(stop,))
 with netns("router"):
@@ -225,11 +247,16 @@ status = [errno_of(pid) for pid in children]
 stop.set()
 thread.join()
 expect(f"fuzz: {steps} steps in each of two processes, seed {seed}, end well", [0, 0], status)
+if steps >= 1000:
+    with open(DONE, encoding="ascii") as f:
+        expect("fuzz: each kind of step has succeeded", set(), STEPS - set(f.read().split()))
 for pin in os.listdir(PINS):
     os.unlink(f"{PINS}/{pin}")
 os.rmdir(PINS)
 check("fuzz: no map is left", wait_for(lambda: all(n == "0" for _, n in left()), timeout=20),
       left())
+expect("fuzz: nor a program, nor memory", before, wait_for(
+    lambda: (n := held()) == before and n, timeout=20) or held())
 for module in MODULES.values():
     check(f"fuzz: {module} unloads", unload(module) or not any(
         line.startswith(module + " ") for line in open("/proc/modules", encoding="ascii")))
