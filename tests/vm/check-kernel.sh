@@ -12,11 +12,14 @@
 
 vm=$REPO/tests/vm
 out=$BUILD/check-kernel
-objects="kernel/bpf/arraymap kernel/bpf/bloom_filter kernel/bpf/bpf_lru_list kernel/bpf/core
+objects="kernel/bpf/arena kernel/bpf/arraymap kernel/bpf/bloom_filter
+	 kernel/bpf/bpf_cgrp_storage kernel/bpf/bpf_local_storage kernel/bpf/bpf_lru_list
+	 kernel/bpf/bpf_struct_ops kernel/bpf/bpf_task_storage kernel/bpf/core
 	 kernel/bpf/cpumap kernel/bpf/devmap kernel/bpf/dispatcher kernel/bpf/hashtab
-	 kernel/bpf/helpers kernel/bpf/local_storage kernel/bpf/lpm_trie
+	 kernel/bpf/helpers kernel/bpf/local_storage kernel/bpf/lpm_trie kernel/bpf/map_in_map
 	 kernel/bpf/percpu_freelist kernel/bpf/queue_stack_maps kernel/bpf/reuseport_array
-	 kernel/bpf/ringbuf net/xdp/xskmap net/core/dev net/core/filter net/core/xdp
+	 kernel/bpf/ringbuf kernel/bpf/stackmap net/xdp/xskmap net/core/bpf_sk_storage
+	 net/core/dev net/core/filter net/core/sock_map net/core/xdp
 	 net/bpf/test_run net/sched/act_bpf net/sched/cls_bpf drivers/net/tun
 	 drivers/net/veth drivers/net/virtio_net"
 n=0
