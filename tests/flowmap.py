@@ -14,7 +14,7 @@ import traceback
 from lib import (ACK, BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_F_NUMA_NODE, BPF_F_RDONLY, BPF_NOEXIST,
                  BTF_LOAD, COUNTERS, DNAT, FIN, HOOKS, IPS_OFFLOAD, KEY_STACK, LOOKUP,
                  MAP_DELETE_BATCH, MAP_LOOKUP_AND_DELETE_BATCH, MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH,
-                 NEEDS_STACK, PROG_SCHED_ACT, PROG_SCHED_CLS, REPLY, RST, SNAT, TCP, UDP,
+                 NEEDS_STACK, PATIENCE, PROG_SCHED_ACT, PROG_SCHED_CLS, REPLY, RST, SNAT, TCP, UDP,
                  VALUE_FIELDS, Fd, Iterator, Lookup, Map, Prog, bpf, calls, check, credit, csum,
                  end, expect, fails, ipv4, mac, make_key, map_by_id, netns, not_ok, on, parse_key,
                  parse_value, run, sysctl, tcp, udp, wait_for, with_facts)
@@ -243,18 +243,19 @@ def test_counters():
 
 
 def test_life():
+    timeout = 2 * PATIENCE
     for proto, kind, other in (("udp", UdpFlow, TcpFlow), ("tcp", TcpFlow, UdpFlow)):
         name = f"life: {proto}"
-        sysctl("router", f"net.netfilter.nf_flowtable_{proto}_timeout", 2)
+        sysctl("router", f"net.netfilter.nf_flowtable_{proto}_timeout", timeout)
         m = router_map()
         busy, credited, idle, lasting = kind(), kind(), kind(), other()
         find = Lookup(m)
         start = time.monotonic()
-        while time.monotonic() < start + 6 and find(busy.key) and value(m, credited.key):
+        while time.monotonic() < start + 3 * timeout and find(busy.key) and value(m, credited.key):
             m.update(credited.key, credit(0, 0), BPF_EXIST)
             time.sleep(0.3)
         check(f"{name}: look-ups keep a flow for thrice its time-out",
-              time.monotonic() >= start + 6, f"gone after {time.monotonic() - start:.1f} s")
+              time.monotonic() >= start + 3 * timeout, f"gone after {time.monotonic() - start:.1f} s")
         check(f"{name}: so do updates that credit nothing", published(m, credited))
         check(f"{name}: its conntrack entry stays offloaded", conntrack(proto, busy.port).offload)
         check(f"{name}: an idle flow expires", gone(m, idle))
