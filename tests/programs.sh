@@ -256,11 +256,11 @@ wait_until listens -t 22
 carried "TFTP" 99 tftp_get
 carried "SIP call with RTP" 90 sip_call
 carried "DNS, 10000 queries on 100 ports" 95 dns
-carried "HTTP, 1000 connections" 20 http_short
+carried "HTTP, 1000 connections" 50 http_short
 carried "HTTP, one long" 99 http_long
 on router sysctl -qw net.netfilter.nf_flowtable_tcp_timeout=3
 carried "SSH, idle beyond the time-out" 95 ssh_idle
 on router sysctl -qw net.netfilter.nf_flowtable_tcp_timeout=30
-carried "HTTP, while rules change" 30 rules_change
+carried "HTTP, while rules change" 45 rules_change
 cleanup
 finish
