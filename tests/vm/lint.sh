@@ -3,7 +3,7 @@
 #
 # make lint: shellcheck on shell, the kernel's own checkpatch --strict on C and
 # patches, sparse with endian checks on the kernel's files; and that the bench's
-# report refuses what it should. A finding fails. Prints KTAP.
+# report refuses what it should, and that counting is atomic. A finding fails. Prints KTAP.
 
 # shellcheck source=tests/vm/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -71,6 +71,12 @@ make -C "$tree" O="$BUILD/kernel/flowmap" CC='ccache gcc' C=2 CHECK=sparse \
 grep -c '^  CHECK' "$LOG/sparse.log" | grep -qx '[4-9]' ||
 	echo "sparse has seen too few files: $LOG/sparse.log" >> "$LOG/sparse.log"
 grep -E '(error|warning):|too few' "$LOG/sparse.log" | result "sparse, with endian checks"
+
+# QEMU's CPUs take turns, so that no test sees an addition that is torn
+objdump -d --disassemble=flowmap_count \
+	"$BUILD/kernel/flowmap/net/netfilter/nf_flow_table_bpf_flowmap.ko" |
+	grep -c 'lock add' | grep -vx 4 | sed 's/$/ of 4 are locked/' |
+	result "flowmap_count() adds packets and bytes, its own and conntrack's, by locked instructions"
 
 # report SAMPLES [CLOCK]: the bench's report of one row, from a guest with this clock
 report()
