@@ -307,7 +307,8 @@ wait_until grep -q "detach rs" /tmp/monitor
 on router xdp_ct attach rs
 wait_until grep -q " attach rs" /tmp/monitor
 on router xdp_ct detach
-sleep 0.5 # the other monitor
+# the other one, too
+wait_until jq -s -e 'map(select(.event == "destroy")) | length > 1' /tmp/monitor.json
 # shellcheck disable=SC2086 # two
 kill $monitor
 matches "monitor: a new flow" '^\[[0-9]+\.[0-9]{6}\] +new udp original iif=rc src=10.0.1.2 ' "$(< /tmp/monitor)"
