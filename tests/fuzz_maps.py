@@ -17,7 +17,8 @@ from lib import (BARE, LOOKUP, MAP_CREATE, MAP_DELETE_BATCH, MAP_FLOWMAP, MAP_FR
                  MAP_LOOKUP_AND_DELETE_BATCH, MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MODULAR_MAX,
                  MODULAR_MIN, MODULAR_SYSFS, PROG_SCHED_CLS, PROG_SOCKET_FILTER, PROG_XDP, TOY,
                  DELETE, UPDATE, Fd, Iterator, Map, Prog, bpf, calls, check, child, delete_module,
-                 end, errno_of, expect, map_by_id, map_ids, netns, obj_get, run, unload, wait_for)
+                 end, errno_of, expect, loaded, map_by_id, map_ids, netns, obj_get, run,
+                 unload, wait_for)
 from flows import UdpFlow
 
 MODULES = {TOY: "bpf_map_toy", BARE: "bpf_map_bare", MAP_FLOWMAP: "nf_flow_table_bpf_flowmap"}
@@ -258,6 +259,5 @@ check("fuzz: no map is left", wait_for(lambda: all(n == "0" for _, n in left()),
 expect("fuzz: nor a program, nor memory", before, wait_for(
     lambda: (n := held()) == before and n, timeout=20) or held())
 for module in MODULES.values():
-    check(f"fuzz: {module} unloads", unload(module) or not any(
-        line.startswith(module + " ") for line in open("/proc/modules", encoding="ascii")))
+    check(f"fuzz: {module} unloads", not loaded(module) or unload(module))
 end()

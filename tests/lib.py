@@ -78,7 +78,7 @@ def skip(name, why):
 PATIENCE = 1 if os.environ.get("VM_KERNEL", "flowmap") == "flowmap" else 6
 
 
-def wait_for(condition, timeout=5.0):
+def wait_for(condition, timeout=20.0):
     """Wait until condition() is true; its last value"""
     end = time.monotonic() + timeout * PATIENCE
     while not (value := condition()) and time.monotonic() < end:
@@ -558,7 +558,7 @@ def delete_module(module):
 
 def unload(module):
     """True if the kernel let go of it; a map is freed from a work queue"""
-    return wait_for(lambda: not delete_module(module), timeout=3)
+    return wait_for(lambda: not delete_module(module))
 
 
 def sysfs(name, attribute):

@@ -157,12 +157,12 @@ on()
 	nsenter --net="/run/netns/$host" "$@"
 }
 
-# wait_until COMMAND...: for at most 10 seconds
+# wait_until COMMAND...: for at least 20 seconds
 wait_until()
 {
 	local i
 
-	for ((i = 0; i < 100; i++)); do
+	for ((i = 0; i < 200; i++)); do
 		! "$@" > /dev/null 2>&1 || return 0
 		sleep 0.1
 	done
