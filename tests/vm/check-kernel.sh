@@ -21,7 +21,11 @@ objects="kernel/bpf/arena kernel/bpf/arraymap kernel/bpf/bloom_filter
 	 kernel/bpf/ringbuf kernel/bpf/stackmap net/xdp/xskmap net/core/bpf_sk_storage
 	 net/core/dev net/core/filter net/core/sock_map net/core/xdp
 	 net/bpf/test_run net/sched/act_bpf net/sched/cls_bpf drivers/net/tun
-	 drivers/net/veth drivers/net/virtio_net"
+	 drivers/net/veth drivers/net/virtio_net
+	 net/ipv4/ip_forward net/ipv4/ip_input net/ipv4/ip_output net/ipv4/route
+	 net/netfilter/nf_conntrack_core net/netfilter/nf_conntrack_proto_tcp
+	 net/netfilter/nf_conntrack_proto_udp net/netfilter/nf_nat_core
+	 net/netfilter/nf_tables_core net/netfilter/nft_masq"
 n=0
 bad=0
 
