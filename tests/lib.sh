@@ -157,16 +157,15 @@ on()
 	nsenter --net="/run/netns/$host" "$@"
 }
 
-# wait_until COMMAND...: for at least 20 seconds
+# wait_until COMMAND...: for 20 seconds
 wait_until()
 {
-	local i
+	local end=$((SECONDS + 20))
 
-	for ((i = 0; i < 200; i++)); do
-		! "$@" > /dev/null 2>&1 || return 0
+	until "$@" > /dev/null 2>&1; do
+		[ "$SECONDS" -lt "$end" ] || return 1
 		sleep 0.1
 	done
-	return 1
 }
 
 # Hosts

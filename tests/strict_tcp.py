@@ -9,6 +9,7 @@ are on the router's devices, without being sent: a verdict for each packet.
 import json
 import os
 import random
+import select
 import struct
 import sys
 import time
@@ -34,13 +35,25 @@ random.seed(seed)
 print(f"seed {seed}")
 
 rc, rs = prog_of_device("router", "rc"), prog_of_device("router", "rs")
-c0, s0 = raw_socket("client", "c0", False), raw_socket("server", "s0", False)
+c0, s0 = raw_socket("client", "c0"), raw_socket("server", "s0")
 next_port = 20000
 
 
 def stat(reason):
     devices = json.loads(on("router", "xdp_ct stats --json")).values()
     return sum(d.get(reason, {}).get("packets", 0) for d in devices)
+
+
+def send(source, dest, data, port):
+    """Put it on one end of the wire: does it come out at the other, in a while?"""
+    while select.select([dest], [], [], 0)[0]:
+        dest.recv(65536)
+    source.send(data)
+    until = time.monotonic() + 20
+    while select.select([dest], [], [], max(0, until - time.monotonic()))[0]:
+        if struct.pack("!H", port) in dest.recv(65536)[34:60]:
+            return True
+    return False
 
 
 def wscale(shift):
@@ -66,10 +79,8 @@ class Connection:
         self.win = win
         options = [sack + wscale(s) for s in scales]
         if handshake:
-            c0.send(self.client(-1, -self.start[1], flags=SYN, options=options[0]))
-            time.sleep(0.02)
-            s0.send(self.server(-1, 0, flags=SYN | ACK, options=options[1]))
-            time.sleep(0.02)
+            send(c0, s0, self.client(-1, -self.start[1], flags=SYN, options=options[0]), self.port)
+            send(s0, c0, self.server(-1, 0, flags=SYN | ACK, options=options[1]), self.port)
         self.offload(0, 0, handshake)
 
     def offload(self, seq, ack, established=True):
@@ -277,6 +288,17 @@ class Model:
         return True
 
 
+def test_live():
+    """On the wire: the stack decides, and its flowtable looks at no window"""
+    c = both(Connection())
+    counts = [stat("tcp_window")]
+    for seq in 0, 1 << 30:
+        check(f"{way}: live: data at {seq} comes out", send(
+            c0, s0, c.client(seq, 0, length=10), c.port))
+        counts.append(stat("tcp_window"))
+    expect(f"{way}: live: by XDP, and not", [counts[0], counts[0] + 1], counts[1:])
+
+
 def test_random():
     """Near what is right, on all sides: conntrack's own bounds, packet by packet"""
     seen = {True: 0, False: 0}
@@ -312,7 +334,7 @@ def test_random():
 
 for way in WAYS:
     for test in (test_bounds, test_scale, test_window, test_wrap, test_overshot, test_syn,
-                 test_one_side, test_anew, test_random):
+                 test_one_side, test_anew, test_live, test_random):
         try:
             test()
         except Exception:
