@@ -84,8 +84,8 @@ class Fuzzer:
             given[name] = {"btf": (self.number(),) * 3,
                            "name": self.random.choice(("", "a" * 15, "a/b", "\x7f"))}.get(
                                name, self.number())
-        # not gigabytes
-        for name, most in (("max_entries", 1 << 16), ("value_size", 1 << 12)):
+        # not gigabytes, and offsets that an instruction can have
+        for name, most in (("max_entries", 1 << 16), ("key_size", 1 << 12), ("value_size", 1 << 12)):
             if kind == TOY and 0 < given.get(name, 0) < 1 << 31:
                 given[name] = min(given[name], most)
         self.maps.append(Map(type=kind, **given))
