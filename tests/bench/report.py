@@ -175,7 +175,7 @@ def kernels(stock, ours):
     lines = []
     for r in stock:
         mine = ours.get(same(r))
-        if not mine:
+        if not mine or (r["kind"] == "path" and r["path"] in SLOW): # "slow" has more boots
             continue
         mine["against_stock"] = round(mine["value"] / r["value"], 4)
         lines.append([r["path"], f"{r['flows']:,}", f"{r['value']:.1f}",
