@@ -15,7 +15,7 @@
 
 DIR=$BUILD/src/flowmap/tools/testing/selftests/net/netfilter
 SHIM=/tmp/shim
-export COUNTED=/tmp/counted
+export COUNTED=/tmp/counted MODES=/tmp/modes
 [ $# -gt 0 ] || set -- -o 9000 -l 1500 -r 2000
 
 mkdir -p $SHIM
@@ -38,6 +38,7 @@ cat > $SHIM/nft <<- 'EOT'
 					xdp_ct attach --counters --mode skb "$dev"
 			done
 			xdp_ct status
+			xdp_ct status --json | jq -r '[.devices[].mode] | unique | join(" ")' > "$MODES"
 			xdp_ct stats --json | jq '[.. | .forwarded? | .packets? // empty] | add // 0' \
 				> "$COUNTED"
 		fi
@@ -65,11 +66,22 @@ selftest()
 	result $? "$name: has run its cases" "$((results - before)) results"
 }
 
-selftest "without" "$@"
-PATH=$SHIM:$PATH selftest "with xdp_ct" "$@"
-cat /tmp/shim.log
-[ "$(cat $COUNTED)" -gt 1000 ]
-result $? "with xdp_ct: XDP has carried some" "expected: more than 1000 packets
+# with_xdp NAME ARG...: the selftest with the shim
+with_xdp()
+{
+	local name=$1
+
+	rm -f $COUNTED $MODES
+	PATH=$SHIM:$PATH selftest "$@"
+	cat /tmp/shim.log
+	[ "$(cat $COUNTED)" -gt 1000 ]
+	result $? "$name: XDP has carried some" "expected: more than 1000 packets
 got:      $(cat $COUNTED)"
-echo "# $(cat $COUNTED) packets by XDP"
+	echo "# $(cat $COUNTED) packets by XDP, $(cat $MODES)"
+}
+
+selftest "without" "$@"
+with_xdp "with xdp_ct" "$@"
+with_xdp "with xdp_ct, native" -o 3400 -l 1500 -r 2000
+equal "with xdp_ct, native: on all devices" native "$(cat $MODES)"
 finish
