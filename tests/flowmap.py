@@ -12,12 +12,13 @@ import time
 import traceback
 
 from lib import (ACK, BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_F_NUMA_NODE, BPF_F_RDONLY, BPF_NOEXIST,
-                 BTF_LOAD, COUNTERS, DNAT, FIN, HOOKS, IPS_OFFLOAD, KEY_STACK, LOOKUP,
+                 BTF_LOAD, COUNTERS, DELETE, DNAT, FIN, HOOKS, IPS_OFFLOAD, KEY_STACK, LOOKUP,
                  MAP_DELETE_BATCH, MAP_LOOKUP_AND_DELETE_BATCH, MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH,
                  NEEDS_STACK, PATIENCE, PROG_SCHED_ACT, PROG_SCHED_CLS, REPLY, RST, SNAT, TCP, UDP,
-                 VALUE_FIELDS, Fd, Iterator, Lookup, Map, Prog, bpf, calls, check, credit, csum,
-                 end, expect, fails, ipv4, mac, make_key, map_by_id, netns, not_ok, on, parse_key,
-                 parse_value, run, sysctl, tcp, udp, wait_for, with_facts)
+                 VALUE_FIELDS, XDP_DROP, Fd, Iterator, Lookup, Map, Prog, bpf, calls, check,
+                 credit, csum, end, expect, fails, ipv4, jeqi, load, mac, make_key, map_by_id,
+                 movi, netns, not_ok, on, parse_key, parse_value, run, sysctl, tcp, udp, wait_for,
+                 with_facts)
 from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, gone, proc_maps,
                    programs, published, router_map, value)
 
@@ -373,9 +374,14 @@ def test_programs():
     expect("programs: neither finds what is gone", [-errno.ENOENT] * 2,
            [p(flows[3].key) for p in (credit_, delete)])
     expect("iterator: gives what look-ups give", dict(m.batch(100)), dict(Iterator(m)))
-    check("programs: those of tc look up as well",
-          Prog(calls(m, LOOKUP), type=PROG_SCHED_CLS) and Prog(calls(m, LOOKUP),
-                                                               type=PROG_SCHED_ACT))
+    flow = flows[5]
+    for type_ in (PROG_SCHED_CLS, PROG_SCHED_ACT):
+        Prog(calls(m, LOOKUP, key=flow.key), type=type_).test(bytes(64))
+    v = value(m, flow.key)
+    expect("programs: those of tc look up as well, and are counted", (2, 200),
+           (v.packets, v.bytes))
+    Prog(calls(m, DELETE, key=flow.key), type=PROG_SCHED_CLS).test(bytes(64))
+    check("programs: and delete", gone(m, flow) and published(m, flows[6]))
 
 
 def test_freeze():
@@ -472,6 +478,22 @@ def test_stale():
        "--mark 77 2>/dev/null")
     got = find(flow.key)
     expect("stale: a changed mark is in the next value", 77, got and parse_value(got).ct_mark)
+
+    # a real packet, by a program that drops what has this mark
+    flow = UdpFlow()
+    mark = f"conntrack -U -p udp --orig-port-src {flow.port} 2>/dev/null --mark "
+    prog = Prog(calls(m, LOOKUP, jeqi(0, 0, 3), load(4, 1, 0, 76), movi(0, XDP_DROP),
+                      jeqi(1, 77, 1), key=flow.key))
+    prog.pin("/sys/fs/bpf/mark")
+    on("router", "ip link set dev rc xdpgeneric pinned /sys/fs/bpf/mark")
+    os.unlink("/sys/fs/bpf/mark")
+    check("stale: before the mark, packets pass a program that heeds it",
+          flow.talk() and published(m, flow))
+    on("router", mark + "77")
+    check("stale: it drops the next packet after", not flow.talk())
+    on("router", mark + "0")
+    check("stale: none without the mark", wait_for(flow.talk))
+    on("router", "ip link set dev rc xdpgeneric off")
 
 
 def test_hooks():

@@ -284,18 +284,21 @@ class Map(Fd):
             yield key
             key = self.next_key(key)
 
-    def batch(self, count, cmd=MAP_LOOKUP_BATCH, keys=()):
-        """[(key, value), ...] of one batch from the start, or of these keys"""
+    def batch(self, count, cmd=MAP_LOOKUP_BATCH, keys=(), after=None):
+        """[(key, value), ...] of one batch from the start, from self.last of one before, or of
+        these keys"""
         out = _buf(bytes(self.key_size))
+        start = _buf(after) if after else None
         into = _buf(b"".join(keys).ljust(self.key_size * count, b"\0"))
         values = _buf(bytes(self.value_size * count))
-        attr = struct.pack("=QQQQIIQQ", 0, _addr(out), _addr(into), _addr(values), count,
+        attr = struct.pack("=QQQQIIQQ", _addr(start), _addr(out), _addr(into), _addr(values), count,
                            self.fd, 0, 0)
         buf = ctypes.create_string_buffer(attr, 128)
         if _libc.syscall(321, cmd, ctypes.byref(buf), 128) < 0 and \
            ctypes.get_errno() != errno.ENOENT:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         n = struct.unpack_from("=I", buf.raw, 32)[0]
+        self.last = out.raw
         return [(into.raw[i * self.key_size:(i + 1) * self.key_size],
                  values.raw[i * self.value_size:(i + 1) * self.value_size]) for i in range(n)]
 
@@ -566,9 +569,10 @@ def sysfs(name, attribute):
         return f.read().split()
 
 
-def calls(m, function, *more):
-    """A program that calls a helper with a map and a key of zeros"""
-    return program(*[storei(8, 10, -8 * i, 0) for i in range(1, m.key_size // 8 + 1)],
+def calls(m, function, *more, key=None):
+    """A program that calls a helper with a map and a key, of zeros if none is given"""
+    words = struct.unpack_from(f"={m.key_size // 4}i", key or bytes(m.key_size))
+    return program(*[storei(4, 10, 4 * i - m.key_size, w) for i, w in enumerate(words)],
                    ld_map(1, m), mov(2, 10), addi(2, -m.key_size), mov(3, 2), movi(4, 0),
                    call(function), *more, movi(0, 2), EXIT)
 
