@@ -17,14 +17,15 @@ ports = iter(range(20000, 30000))
 
 class UdpFlow:
     """client:port to server:port through the masquerade, both ways once"""
-    def __init__(self, talk=True, port=None):
+    def __init__(self, talk=True, port=None, server=SERVER):
         self.port = port or next(ports)
+        self.to = (server, self.port)
         self.client = udp_socket("client", CLIENT, self.port)
-        self.server = udp_socket("server", SERVER, self.port)
+        self.server = udp_socket("server", *self.to)
         if talk:
             self.talk()
-        self.key = make_key(RC, UDP, CLIENT, self.port, SERVER, self.port)
-        self.reply = make_key(RS, UDP, SERVER, self.port, ROUTER, self.port)
+        self.key = make_key(RC, UDP, CLIENT, self.port, *self.to)
+        self.reply = make_key(RS, UDP, *self.to, ROUTER, self.port)
 
     def close(self):
         self.client.close()
@@ -33,7 +34,7 @@ class UdpFlow:
     def talk(self):
         """True if a packet arrived in each direction"""
         try:
-            self.client.sendto(b"to", (SERVER, self.port))
+            self.client.sendto(b"to", self.to)
             data, peer = self.server.recvfrom(100)
             self.server.sendto(b"from", peer)
             return data == b"to" and self.client.recv(100) == b"from"

@@ -14,9 +14,9 @@ import time
 import traceback
 
 from lib import (COUNTERS, IPV4, IPV6, KEY_SKB, KEY_STACK, NEEDS_STACK, NO_NEIGH, PATIENCE, UDP,
-                 Fields, Iterator, Lookup, MemoryCgroup, check, end, expect, fails, frame, ipv4,
-                 make_key, netns, not_ok, on, parse_key, parse_value, raw_socket, sysctl, udp,
-                 wait_for, with_facts)
+                 Fields, Iterator, Lookup, MemoryCgroup, check, end, expect, fails, frame, ifindex,
+                 ipv4, make_key, netns, not_ok, on, parse_key, parse_value, raw_socket, run, sysctl,
+                 udp, wait_for, with_facts)
 from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, programs, published,
                    router_map, value)
 
@@ -49,10 +49,28 @@ def test_filters():
     fails("filter: a device that is not there is refused", errno.ENODEV, router_map,
           extra=9999 << 32)
 
+    # the one flowtable of two: of devices that are not the other's
+    run("ip link add s1 netns server type veth peer name rx netns router")
+    on("router", "ip addr add 198.51.100.1/24 dev rx && ip link set dev rx up && nft '"
+       "add flowtable inet router fx { hook ingress priority filter; devices = { rx }; }; "
+       "insert rule inet router forward oifname rx ct state established flow add @fx'")
+    on("server", "ip addr add 198.51.100.2/24 dev s1 && ip link set dev s1 up && "
+       "ip route add 10.0.1.0/24 via 198.51.100.1")
+    rx = ifindex("router", "rx")
+    maps = {dev: router_map(extra=dev << 32) for dev in (RS, rx)}
+    one, other = UdpFlow(), UdpFlow(server="198.51.100.2")
+    wait_for(other.talk)
+    expect("filter: a map for a device has the flows of its flowtable, not of another",
+           {RS: {(RC, one.port), (RS, one.port)}, rx: {(RC, other.port), (rx, other.port)}},
+           {dev: {(k.ifindex, k.sport) for k in map(parse_key, m.keys())
+                  if k.sport in (one.port, other.port)} for dev, m in maps.items()})
+    on("router", "nft 'flush chain inet router forward; delete flowtable inet router fx; "
+       "add rule inet router forward ct state established flow add @ft' && ip link del dev rx")
+
 
 def test_flags():
     """Flows that XDP cannot do say why; programs get them if they ask"""
-    m = router_map()
+    m = router_map(extra=COUNTERS)
     find = Lookup(m)
 
     def reason(flow):
@@ -67,8 +85,12 @@ def test_flags():
     flow = UdpFlow()
     expect("needs the stack: a device that cannot transmit XDP frames", (False, NO_XMIT, NO_XMIT),
            reason(flow))
+    asked = value(m, flow.key).packets
     check("needs the stack: not for a program on socket buffers",
           find(with_facts(flow.key, flags=KEY_SKB)))
+    find(with_facts(flow.key, flags=KEY_SKB | KEY_STACK, len=1501))
+    expect("needs the stack: only this one is counted, not who asks", (0, 1),
+           (asked, value(m, flow.key).packets))
     on("server", "ethtool -K s0 gro on")
     check("needs the stack: not any more when the device can",
           wait_for(lambda: flow.talk() and find(flow.key)))
@@ -215,6 +237,11 @@ def test_memory():
               f"{grown} of {held}")
         check("memory: at most 384 bytes a flow, all included", m.memlock() < 384 * count,
               f"{m.memlock()} of {count}")
+        if PATIENCE == 1:  # without the sanitizers' additions
+            order, each = (int(n) for n in run(
+                "cd /sys/kernel/slab/flowmap_flow && cat order objs_per_slab").split())
+            check("memory: nor with what the slabs leave unused",
+                  (4096 << order) / each + 8 <= 384, (order, each))
         on("router", "conntrack -F 2>/dev/null")
         check("memory: and not any more when they have ended",
               wait_for(lambda: cgroup.charged() - start < 0.4 * held * min(PATIENCE, 2)),
@@ -243,6 +270,14 @@ def test_many():
                 on("router", "conntrack -D -p udp --orig-port-dst 53 --orig-port-src "
                    f"{port - 20} 2>/dev/null || true")
 
+    def batches(count):
+        """The keys of batches, each from where the last has ended"""
+        keys, last = [], None
+        while last is None or len(last) == count:
+            last = [k for k, _ in m.batch(count, after=last and m.last)]
+            keys += last
+        return keys
+
     def seen(keys):
         """How often each steady flow's original direction is there"""
         found = collections.Counter(k.sport for k in map(parse_key, keys)
@@ -252,7 +287,8 @@ def test_many():
     thread = threading.Thread(target=churn)
     thread.start()
     want = {1: len(steady)}
-    for name, keys in (("next key", m.keys), ("a batch", lambda: [k for k, _ in m.batch(16384)]),
+    for name, keys in (("next key", m.keys), ("a batch", lambda: batches(16384)),
+                       ("batches of 100", lambda: batches(100)),
                        ("an iterator program", lambda: [k for k, _ in Iterator(m)])):
         expect(f"iteration: under churn each steady flow is seen exactly once: {name}", [want] * 3,
                [seen(keys()) for _ in range(3)])
