@@ -320,8 +320,15 @@ class Events:
         with netns("router"):
             self.process = subprocess.Popen(["conntrack", "-E", "-p", "tcp"], text=True,
                                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        time.sleep(0.5 * PATIENCE)
+        wait_for(self.listens)
         return self
+
+    @staticmethod
+    def listens():
+        """Is there a netlink socket of netfilter with groups?"""
+        with netns("router"), open("/proc/thread-self/net/netlink", encoding="ascii") as f:
+            rows = [line.split() for line in f.readlines()[1:]]
+        return any(row[1] == "12" and int(row[3], 16) for row in rows)
 
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGINT)
