@@ -12,7 +12,7 @@ import time
 import traceback
 
 from lib import (ATF_COM, ATF_PERM, COUNTERS, EXIT, FIN, LOOKUP, SIOCSARP, SIOCSIFHWADDR, SIOCSIFMTU,
-                 XDP_PASS, Lookup, Prog, addi, arpreq, call, check, child, delete_module, end,
+                 XDP_PASS, Lookup, Map, Prog, addi, arpreq, call, check, child, delete_module, end,
                  errno_of, expect, ifreq, ld_map, mac, mov, movi, netns, not_ok, on, parse_value,
                  program, run, storei, sysfs, unload, wait_for, with_facts)
 from flows import SERVER, UdpFlow, gone, ports, published, router_map, value
@@ -362,8 +362,19 @@ def test_namespace():
           wait_for(lambda: not list(m.keys())) and lookup(flow.key) is None)
 
 
-for test in (test_teardown, test_flush, test_second_teardown, test_next_key, test_neighbour, test_publish,
-             test_map_free, test_free, test_unload, test_growth, test_torn, test_namespace):
+def test_net_exit():
+    """A map that is there when its namespace exits hears of it"""
+    run("ip netns add passing")
+    with netns("passing"):
+        m = Map()
+    with hold("exit", "flowmap_snoop_net_exit", lambda: run("ip netns del passing")):
+        expect("exit: the map is there, and empty", [], list(m.keys()))
+    m.close()
+
+
+for test in (test_teardown, test_flush, test_second_teardown, test_next_key, test_neighbour,
+             test_publish, test_map_free, test_free, test_unload, test_growth, test_torn,
+             test_net_exit, test_namespace):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError, KeyError):
