@@ -148,9 +148,17 @@ neighbours()
 	sleep 0.5
 }
 
-published()
+# it may lose its device
+send()
 {
-	on "$1" cat /proc/net/nf_flowmap | awk '$2 > 0 && NR > 1 { n++ } END { exit !n }'
+	on client2 python3 "$TESTS/churn.py" send "${bpf}2" 2000 2> /dev/null
+}
+
+# Has a map flows? Others make maps there, too, and delete what they find
+opened()
+{
+	send
+	on router2 cat /proc/net/nf_flowmap | awk '$2 > 0 && NR > 1 { n++ } END { exit !n }'
 }
 
 # A router with connections and a map, gone in the middle of it
@@ -165,9 +173,8 @@ namespaces()
 		attempt on client2 ip link set dev c0 xdp pinned "${bpf}2/drop"
 		attempt on server2 ip link set dev s0 xdp pinned "${bpf}2/answer"
 		attempt on router2 xdp_ct attach rc rs --max-entries 1024
-		# it may lose its device
-		on client2 python3 "$TESTS/churn.py" send "${bpf}2" 2000 2> /dev/null &
-		attempt wait_until published router2
+		attempt wait_until opened
+		send &
 		sleep 0.$((RANDOM % 10))
 		for host in router client server; do
 			attempt ip netns del "${host}2"
