@@ -8,7 +8,6 @@ stack has offloaded it again.
 """
 import ctypes
 import fcntl
-import json
 import os
 import random
 import select
@@ -19,7 +18,7 @@ import time
 import traceback
 
 from lib import (IPV4, IPV6, MAP_FLOWMAP, NEEDS_STACK, UDP, XDP_PASS, XDP_REDIRECT, Map, check,
-                 csum, end, expect, frame, ifindex, ipv4, mac, map_by_id, map_ids, netns, not_ok,
+                 counted, csum, end, expect, frame, ifindex, ipv4, mac, map_by_id, map_ids, netns, not_ok,
                  on, parse_key, parse_value, prog_of_device, raw_socket, received, run, sysctl, udp,
                  wait_for)
 
@@ -206,12 +205,6 @@ def forwarded():
     """Packets that XDP has sent"""
     return sum(packets for m in stats for packets, _ in
                struct.iter_unpack("=QQ", m.lookup(bytes(4))))  # FLOWMAP_FORWARDED, each CPU
-
-
-def counted(reason):
-    """Packets that xdp_ct has passed up for a reason"""
-    devices = json.loads(on("router", "xdp_ct stats --json")).values()
-    return sum(d.get(reason, {}).get("packets", 0) for d in devices)
 
 
 class Wire:
@@ -491,6 +484,8 @@ def test_stale():
     client, br = left.addrs[V4][1], f"br-{left.phys}"
     if "bridge" in left.kind:
         vid = " vlan 10" if left.kind in ("bridge-pvid", "bridge-tagged") else ""
+        pvid = "pvid untagged" if left.kind == "bridge-pvid" else ""
+        vlan = f"bridge vlan add vid 10 dev {left.phys}"
         fdb = f"{left.host_mac} dev {left.phys}x master"
         stale("FDB entry moved to another port", flow, 1,
               f"bridge fdb replace {fdb} dynamic{vid}",
@@ -508,19 +503,14 @@ def test_stale():
               f"ip neigh show {client} dev {left.dev} | grep -v FAILED", same=True)
         stale("port leaves the bridge", flow, 1, f"ip link set {left.phys} nomaster",
               f"ip link set {left.phys} master {br}" +
-              (f" && bridge vlan add vid 10 dev {left.phys} "
-               f"{'pvid untagged' if left.kind == 'bridge-pvid' else ''}" if vid else ""))
+              (f" && {vlan} {pvid}" if vid else ""))
         if vid:
             for way, title in ((1, "VLAN taken off the port"),
                                (0, "VLAN taken off the port of ingress")):
                 stale(title, flow, way, f"bridge vlan del vid 10 dev {left.phys}",
-                      f"bridge vlan add vid 10 dev {left.phys} "
-                      f"{'pvid untagged' if left.kind == 'bridge-pvid' else ''}")
+                      f"{vlan} {pvid}")
             stale("VLAN on the port tagged the other way", flow, 1,
-                  f"bridge vlan add vid 10 dev {left.phys} pvid "
-                  f"{'' if left.kind == 'bridge-pvid' else 'untagged'}",
-                  f"bridge vlan add vid 10 dev {left.phys} "
-                  f"{'pvid untagged' if left.kind == 'bridge-pvid' else ''}")
+                  f"{vlan} pvid {'' if pvid else 'untagged'}", f"{vlan} {pvid}")
     elif left.kind in ("vlan", "qinq"):
         link, ident = left.dev.rsplit(".", 1)
         stale("ingress device removed", flow, 0, f"ip link del {left.dev}",

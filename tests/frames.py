@@ -7,8 +7,8 @@ import struct
 import sys
 import traceback
 
-from lib import (ACK, FIN, PSH, RST, TCP, UDP, URG, XDP_PASS, XDP_REDIRECT, check, csum, end,
-                 expect, frame, ifindex, ipv4, ipv6, netns, not_ok, ok, on, prog_of_device, tcp,
+from lib import (ACK, FIN, PSH, RST, TCP, UDP, URG, XDP_PASS, XDP_REDIRECT, check, counted, csum,
+                 end, expect, frame, ifindex, ipv4, ipv6, netns, not_ok, ok, on, prog_of_device, tcp,
                  tcp_pair, udp, udp_socket)
 
 CLIENT, SERVER, ROUTER = "10.0.1.2", "203.0.113.2", "203.0.113.1"
@@ -89,7 +89,7 @@ def forwarded(name, data, want, prog=rc, dev=RC):
 
 def passed(name, reason, frames):
     """Each must be passed up, not a byte changed, and counted by its reason"""
-    before = stats()["rc"].get(reason, {}).get("packets", 0)
+    before = counted(reason, "rc")
     frames = list(frames)
     for data in frames:
         with netns("router"):
@@ -98,7 +98,7 @@ def passed(name, reason, frames):
             not_ok(f"passed: {name}", f"expected: pass {show(data)}\n"
                    f"got:      {VERDICTS[verdict]} {show(got)}")
             return
-    after = stats()["rc"].get(reason, {}).get("packets", 0)
+    after = counted(reason, "rc")
     expect(f"passed: {name}: {len(frames)} counted as {reason}", len(frames), after - before)
 
 

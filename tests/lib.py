@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import json
 import os
 import re
 import select
@@ -394,6 +395,12 @@ class Prog(Fd):
             0 if live else _addr(out), repeat, 0, 24 if ctx else 0, 0, _addr(ctx), 0, flags, cpu, 0))
         return struct.unpack_from("=I", attr, 4)[0], \
             out.raw[:struct.unpack_from("=I", attr, 12)[0]]
+
+
+def counted(reason, device=""):
+    """Packets that the router's xdp_ct has counted for a reason, on a device or on all"""
+    stats = json.loads(on("router", f"xdp_ct stats --json {device}"))
+    return sum(d.get(reason, {}).get("packets", 0) for d in stats.values())
 
 
 def prog_of_device(name, dev):

@@ -2,7 +2,6 @@
 """Cases of life.sh; the hosts and the ruleset are up"""
 import collections
 import errno
-import json
 import os
 import re
 import signal
@@ -14,8 +13,8 @@ import time
 import traceback
 
 from lib import (COUNTERS, IPV4, IPV6, KEY_SKB, KEY_STACK, NEEDS_STACK, NO_NEIGH, PATIENCE, UDP,
-                 Fields, Iterator, Lookup, MemoryCgroup, check, end, expect, fails, frame, ifindex,
-                 ipv4, make_key, netns, not_ok, on, parse_key, parse_value, raw_socket, run, sysctl,
+                 Fields, Iterator, Lookup, MemoryCgroup, check, counted, end, expect, fails, frame,
+                 ifindex, ipv4, make_key, netns, not_ok, on, parse_key, parse_value, raw_socket, run, sysctl,
                  udp, wait_for, with_facts)
 from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, programs, published,
                    router_map, value)
@@ -308,12 +307,6 @@ def test_many():
     check("iteration: and the map empties", wait_for(lambda: not list(m.keys())))
 
 
-def forwarded():
-    """Packets that XDP has sent"""
-    return sum(d.get("forwarded", {}).get("packets", 0) for d in
-               json.loads(on("router", "xdp_ct stats --json")).values())
-
-
 class Events:
     """conntrack -E of the router's TCP connections"""
     def __enter__(self):
@@ -383,7 +376,7 @@ def test_events():
         expect(f"events: {name}: conntrack says the same with XDP as without", want[0], got[0])
         check(f"events: {name}: no entry stays established or offloaded", not got[1])
     # 20 times data to and fro in each life
-    check("events: and the packets went by XDP", (n := forwarded()) >= 40 * len(usual), n)
+    check("events: and the packets went by XDP", (n := counted("forwarded")) >= 40 * len(usual), n)
     on("router", "xdp_ct detach")
     sysctl("router", "net.netfilter.nf_flowtable_tcp_timeout", 30)
 
@@ -423,7 +416,7 @@ def test_mix():
         if n == 100:  # as a flow's end in the midst
             on("router", "nft flush chain inet router forward && " + add)
         if n == 200:  # from here on by the flowtable
-            by_xdp = forwarded()
+            by_xdp = counted("forwarded")
             on("router", "xdp_ct detach")
     time.sleep(0.3)
     by_stack = routed() - by_stack
@@ -447,7 +440,7 @@ def test_mix_tcp():
             flow.talk()
         time.sleep(0.1 * PATIENCE)  # a last ACK
     talk()
-    by_xdp = forwarded()
+    by_xdp = counted("forwarded")
     on("router", "xdp_ct detach")
     talk()
     on("router", "nft flush chain inet router forward")

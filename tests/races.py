@@ -6,15 +6,14 @@ import fcntl
 import itertools
 import os
 import socket
-import struct
 import subprocess
 import time
 import traceback
 
-from lib import (ATF_COM, ATF_PERM, COUNTERS, EXIT, FIN, LOOKUP, SIOCSARP, SIOCSIFHWADDR, SIOCSIFMTU,
-                 XDP_PASS, Lookup, Map, Prog, addi, arpreq, call, check, child, delete_module, end,
-                 errno_of, expect, ifreq, ld_map, mac, mov, movi, netns, not_ok, on, parse_value,
-                 program, run, storei, sysfs, unload, wait_for, with_facts)
+from lib import (ATF_COM, ATF_PERM, COUNTERS, FIN, LOOKUP, SIOCSARP, SIOCSIFHWADDR, SIOCSIFMTU,
+                 Lookup, Map, Prog, arpreq, calls, check, child, delete_module, end, errno_of,
+                 expect, ifreq, mac, netns, not_ok, on, parse_value, run, sysfs, unload, wait_for,
+                 with_facts)
 from flows import SERVER, UdpFlow, gone, ports, published, router_map, value
 
 MODULE = "nf_flow_table_bpf_flowmap"
@@ -188,18 +187,11 @@ def test_publish():
     restore()
 
 
-def fixed(m, key):
-    """A program that looks this key up for each packet"""
-    words = struct.unpack("=16i", key)
-    return Prog(program(*[storei(4, 10, 4 * i - 64, w) for i, w in enumerate(words)], ld_map(1, m),
-                        mov(2, 10), addi(2, -64), call(LOOKUP), movi(0, XDP_PASS), EXIT))
-
-
 def test_map_free():
     """In a soft interrupt, by a program that runs still, though it is detached: a generic
     one, for veth itself would wait"""
     m, flow = router_map(extra=COUNTERS), UdpFlow()
-    prog = fixed(m, flow.key)
+    prog = Prog(calls(m, LOOKUP, key=flow.key))
     prog.pin("/sys/fs/bpf/fixed")
     on("router", "ip link set dev rc xdpgeneric pinned /sys/fs/bpf/fixed")
     os.unlink("/sys/fs/bpf/fixed")

@@ -16,8 +16,9 @@ import time
 import traceback
 
 import lib
-from lib import (ACK, PSH, SYN, TCP, XDP_PASS, XDP_REDIRECT, check, end, expect, frame, ifindex,
-                 ipv4, ipv6, netns, not_ok, on, prog_of_device, raw_socket, tcp, wait_for)
+from lib import (ACK, PSH, SYN, TCP, XDP_PASS, XDP_REDIRECT, check, counted, end, expect, frame,
+                 ifindex, ipv4, ipv6, netns, not_ok, on, prog_of_device, raw_socket, received, tcp,
+                 wait_for)
 
 # client, server, router to the server; the VLAN on the client's side
 WAYS = {"IPv4": ("10.0.1.2", "203.0.113.2", "203.0.113.1", 0),
@@ -39,15 +40,9 @@ c0, s0 = raw_socket("client", "c0"), raw_socket("server", "s0")
 next_port = 20000
 
 
-def stat(reason):
-    devices = json.loads(on("router", "xdp_ct stats --json")).values()
-    return sum(d.get(reason, {}).get("packets", 0) for d in devices)
-
-
 def send(source, dest, data, port):
     """Put it on one end of the wire: does it come out at the other, in a while?"""
-    while select.select([dest], [], [], 0)[0]:
-        dest.recv(65536)
+    received(dest, 0)  # what has come before
     source.send(data)
     until = time.monotonic() + 20
     while select.select([dest], [], [], max(0, until - time.monotonic()))[0]:
@@ -125,10 +120,10 @@ def xdp(name, connection, *args, **kwargs):
 
 
 def up(name, connection, *args, reason="tcp_window", **kwargs):
-    before = stat(reason)
+    before = counted(reason)
     sent = connection.verdict(*args, **kwargs)
     expect(f"{way}: {name}, as {reason}", ("passed up", 1),
-           ("by XDP" if sent else "passed up", stat(reason) - before))
+           ("by XDP" if sent else "passed up", counted(reason) - before))
 
 
 def both(connection):
@@ -291,11 +286,11 @@ class Model:
 def test_live():
     """On the wire: the stack decides, and its flowtable looks at no window"""
     c = both(Connection())
-    counts = [stat("tcp_window")]
+    counts = [counted("tcp_window")]
     for seq in 0, 1 << 30:
         check(f"{way}: live: data at {seq} comes out", send(
             c0, s0, c.client(seq, 0, length=10), c.port))
-        counts.append(stat("tcp_window"))
+        counts.append(counted("tcp_window"))
     expect(f"{way}: live: by XDP, and not", [counts[0], counts[0] + 1], counts[1:])
 
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Cases of upgrade.sh; the hosts and the ruleset are up"""
-import json
 import os
 import traceback
 
-from lib import check, end, expect, netns, not_ok, on, run, udp_socket, wait_for
+from lib import check, counted, end, expect, netns, not_ok, on, run, udp_socket, wait_for
 from flows import CLIENT, SERVER, TcpFlow, UdpFlow, conntrack, ports
 
 MAX = "/proc/sys/net/netfilter/nf_conntrack_max"
@@ -14,17 +13,11 @@ def attach():
     on("router", "xdp_ct attach rc rs --counters")
 
 
-def carried():
-    """Packets that XDP has forwarded"""
-    stats = json.loads(on("router", "xdp_ct stats --json"))
-    return sum(d.get("forwarded", {}).get("packets", 0) for d in stats.values())
-
-
 def by_xdp(*flows):
     """All of them talk, by XDP"""
     def attempt():
-        before = carried()
-        return all(f.talk() for f in flows) and carried() - before >= 2 * len(flows)
+        before = counted("forwarded")
+        return all(f.talk() for f in flows) and counted("forwarded") - before >= 2 * len(flows)
     return wait_for(attempt)
 
 
