@@ -330,6 +330,7 @@ def test_torn():
         # nothing passes that would publish it, until all is changed
         set_to(i)
         generations += publish()
+        time.sleep(0.03)  # a turn for each reader
     with open(stop, "w", encoding="ascii"):
         pass
     results = {name: errno_of(pid) for name, pid in readers.items()}
