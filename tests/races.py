@@ -2,23 +2,23 @@
 """Cases of races.sh; the hosts and the ruleset are up"""
 import contextlib
 import errno
-import fcntl
 import itertools
 import os
 import socket
+import struct
 import subprocess
 import time
 import traceback
 
-from lib import (ATF_COM, ATF_PERM, COUNTERS, FIN, LOOKUP, SIOCSARP, SIOCSIFHWADDR, SIOCSIFMTU,
-                 Lookup, Map, Prog, arpreq, calls, check, child, delete_module, end, errno_of,
-                 expect, ifreq, mac, netns, not_ok, on, parse_value, run, sysfs, unload, wait_for,
-                 with_facts)
-from flows import SERVER, UdpFlow, gone, ports, published, router_map, value
+from lib import (COUNTERS, DNAT, FIN, LOOKUP, SNAT, UDP, Lookup, Map, Prog, address, calls, check,
+                 child, csum, delete_module, end, errno_of, expect, frame, ifindex, ipv4, mac,
+                 make_key, netns, not_ok, on, parse_key, parse_value, raw_socket, run, sysfs, udp,
+                 unload, wait_for, with_facts)
+from flows import CLIENT, RC, SERVER, UdpFlow, gone, ports, published, router_map, value
 
 MODULE = "nf_flow_table_bpf_flowmap"
 PARAMETERS = "/sys/module/kprobe_hold/parameters/"
-MAC, RS_MAC = os.environ["SERVER_MAC"], os.environ["RS_MAC"]
+MAC, RS_MAC, RC_MAC, CLIENT_MAC = (os.environ[n + "_MAC"] for n in ("SERVER", "RS", "RC", "CLIENT"))
 MOMENT = 1 # seconds in which what must not happen would
 
 
@@ -276,69 +276,171 @@ def test_growth():
     check("growth: and some of what came meanwhile", len(seen) > len(want) and steps < 2000, steps)
 
 
+class Generation:
+    """All of a value, by one number, which is the DSCP of the packets that make it: the
+    ruleset and the routes go by that"""
+    COUNT = 40
+
+    def __init__(self, n):
+        self.n, self.tags, self.snat = n, 1 + n // 2 % 2, n % 3 != 0
+        self.real = ("rs", "r2")[n % 2]
+        self.dev = ".".join([self.real, str(n), str(100 + n)][:1 + self.tags])
+        self.to = (f"198.51.100.{n}", 30000 + n)
+        self.src, self.dst = f"02:00:00:00:04:{n:02x}", f"02:00:00:00:03:{n:02x}"
+        self.encap = struct.pack("!HH", 0x8100, n) if self.tags == 1 else \
+            struct.pack("!4H", 0x88a8, n, 0x8100, 100 + n)
+
+    def source(self, port):
+        return (f"203.0.113.{100 + self.n}", 20 * port + self.n) if self.snat else (CLIENT, port)
+
+    def setup(self):
+        """Commands for ip"""
+        yield f"link add link {self.real} name {self.real}.{self.n} type vlan " \
+            f"proto 802.1{'ad' if self.tags == 2 else 'q'} id {self.n}"
+        if self.tags == 2:
+            yield f"link set dev {self.real}.{self.n} up"
+            yield f"link add link {self.real}.{self.n} name {self.dev} type vlan id {100 + self.n}"
+        yield f"link set dev {self.dev} address {self.src} mtu {1300 + self.n} up"
+        yield f"route add {self.to[0]} dev {self.dev}"
+        yield f"neigh add {self.to[0]} dev {self.dev} lladdr {self.dst} nud permanent"
+
+    def packet(self, source, to):
+        segment = udp(source[0], to[0], source[1], to[1], b"torn")
+        return ipv4(source[0], to[0], UDP, segment, tos=self.n << 2)
+
+    def value(self, port):
+        """What a look-up of a packet from the client's port must give"""
+        old, new = ([*address(a), *address(b)] for a, b in ((CLIENT, SERVER),
+                                                           (self.source(port)[0], self.to[0])))
+        ip = (csum(bytes(new)) - csum(bytes(old))) % 0xffff
+        encap = [*struct.iter_unpack("!2sH", self.encap), (bytes(2), 0)]
+        return {"flags": DNAT | (SNAT if self.snat else 0), "ifindex": ifindex("router", self.real),
+                "h_dest": mac(self.dst), "h_source": mac(self.src), "h_proto": b"\x08\0",
+                "mtu": 1300 + self.n,
+                "encap0": encap[0][0], "id0": encap[0][1],
+                "encap1": encap[1][0], "id1": encap[1][1],
+                "sport": self.source(port)[1], "dport": self.to[1],
+                "addr": bytes(new).ljust(32, b"\0"), "ip_csum_diff": ip,
+                "l4_csum_diff": (ip + self.source(port)[1] + self.to[1] - port - 53) % 0xffff,
+                "ct_mark": self.n, "ct_zone": self.n, "tcp_state": 0, "tcp_wscale": 0,
+                "nat": 2 + self.snat}
+
+
+def flat(v):
+    """A value as value() above has it, and its conntrack id"""
+    got = {**v, "nat": v.ct_status >> 4 & 3}  # IPS_NAT_MASK
+    for name in ("ip_csum_diff", "l4_csum_diff"):
+        got[name] = socket.ntohs(v[name]) % 0xffff
+    return got
+
+
+TORN = """
+flush ruleset
+table inet torn {{
+	flowtable ft {{ hook ingress priority filter; devices = {{ rc, rs, r2 }}; }}
+	chain zones {{
+		type filter hook prerouting priority raw
+		ct zone set ip dscp map {{ {zone} }}
+	}}
+	chain marks {{
+		type filter hook prerouting priority mangle
+		ct mark set ip dscp map {{ {zone} }}
+	}}
+	chain dnats {{
+		type nat hook prerouting priority dstnat
+		meta l4proto udp dnat ip to ip dscp map {{ {dst} }}
+	}}
+	chain snats {{
+		type nat hook postrouting priority srcnat
+		snat ip to ip dscp . udp sport map {{ {src} }}
+	}}
+	chain forward {{
+		type filter hook forward priority filter
+		ct state established flow add @ft
+	}}
+}}"""
+
+
 def test_torn():
-    """One number in three fields, which a look-up must never mix"""
-    m, flow = router_map(extra=COUNTERS), UdpFlow()
-    lookup, stop = Lookup(m), "/tmp/torn"
+    """Every field of a value says which generation it is of, and the same keys are
+    published for one after another, as other connections with other NAT, other ways
+    and other neighbours"""
+    m, stop = router_map(extra=COUNTERS), "/tmp/torn"
+    lookup = Lookup(m)
+    run("ip link add s2 netns server type veth peer name r2 netns router")
+    on("server", "ethtool -K s2 gro on && ip link set dev s2 up")
+    on("router", "nft list ruleset > /tmp/rules && ip link set dev r2 up")
+    every = [Generation(n) for n in range(1, Generation.COUNT + 1)]
+    # the flowtable keeps what was torn down for a second: several at a time
+    keys = {port: make_key(RC, UDP, CLIENT, port, SERVER, 53) for port in range(1000, 2050, 50)}
     with netns("router"):
-        control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        run("ip -batch -", input="\n".join(c for g in every for c in g.setup()))
+        run("nft -f -", input=TORN.format(
+            zone=", ".join(f"{g.n} : {g.n}" for g in every),
+            dst=", ".join(f"{g.n} : {g.to[0]} . {g.to[1]}" for g in every),
+            src=", ".join("{} . {} : {} . {}".format(g.n, port, *g.source(port))
+                          for g in every if g.snat for port in keys)))
+    want = {(port, g.n): g.value(port) for port in keys for g in every}
+    wires = {"rc": raw_socket("client", "c0", receive=False),
+             "rs": raw_socket("server", "s0", receive=False),
+             "r2": raw_socket("server", "s2", receive=False)}
 
-    def set_to(i):
-        # twice: a device's new address is the end of its neighbours
-        neighbour = arpreq(SERVER, f"02:00:00:00:03:{i:02x}", "rs", ATF_COM | ATF_PERM)
-        fcntl.ioctl(control, SIOCSARP, neighbour)
-        time.sleep(0.02)
-        fcntl.ioctl(control, SIOCSIFHWADDR,
-                    ifreq("rs", "=H6s", 1, mac(f"02:00:00:00:04:{i:02x}")))
-        fcntl.ioctl(control, SIOCSIFMTU, ifreq("rs", "=i", 1300 + i))
-        fcntl.ioctl(control, SIOCSARP, neighbour)
-
-    def publish():
-        """By a packet that nobody gets; True if it is as a whole"""
-        flow.client.sendto(b"to", (SERVER, flow.port))
-        return wait_for(lambda: published(m, flow))
+    def publish(port, g):
+        """True if the key has a value now"""
+        wires["rc"].send(frame(RC_MAC, CLIENT_MAC, g.packet((CLIENT, port), (SERVER, 53))))
+        back = frame(g.src, g.dst, g.packet(g.to, g.source(port)))
+        wires[g.real].send(back[:12] + g.encap + back[12:])
+        return wait_for(lambda: value(m, keys[port]), timeout=0.5)
 
     def read(get):
-        """A child's: how many numbers it saw, 255 if any value had two"""
+        """A child's: how many generations it saw, 255 if any value was of two"""
         os.sched_setaffinity(0, {1})
-        seen = set()
+        seen, ids = set(), {}
         while not os.path.exists(stop):
-            for data in get():
-                v = parse_value(data)
-                numbers = {v.h_dest[5], v.h_source[5], v.mtu - 1300}
-                if len(numbers) != 1:
-                    print(f"# torn: {numbers}", flush=True)
+            for port, data in get():
+                got = flat(parse_value(data))
+                n = got["ct_zone"]
+                right = want.get((port, n), {"generation": "none"})
+                wrong = {name: (right[name], got.get(name)) for name in right
+                         if got.get(name) != right[name]}
+                if ids.setdefault((port, n), got["ct_id"]) != got["ct_id"]:
+                    wrong["ct_id"] = ids[port, n], got["ct_id"]
+                if wrong:
+                    print(f"# torn: generation {n}, expected and got: {wrong}", flush=True)
                     os._exit(255)
-                seen |= numbers
+                seen.add((port, n))
         os._exit(min(len(seen), 254))
 
-    def at(function, *args):
-        try:
-            found = function(*args)
-        except FileNotFoundError:
-            found = None
-        return [found] if found else []
-    ways = {"a program": lambda: at(lookup, flow.key),
-            "the syscall": lambda: at(m.lookup, flow.key),
-            "batches": lambda: [v for k, v in m.batch(100) if k[:56] == flow.key[:56]]}
-    m.delete(flow.key)
-    set_to(0)
-    publish()
+    def each(function):
+        for port, key in keys.items():
+            try:
+                found = function(key)
+            except FileNotFoundError:
+                found = None
+            if found:
+                yield port, found
+    ways = {"a program": lambda: each(lookup), "the syscall": lambda: each(m.lookup),
+            "batches": lambda: [(k.sport, v) for k, v in ((parse_key(k), v) for k, v in
+                                                          m.batch(100)) if k.ifindex == RC]}
     readers = {name: child(read, get) for name, get in ways.items()}
+    os.sched_setaffinity(0, {0})
     generations = 0
-    for i in range(1, 150):
-        # nothing passes that would publish it, until all is changed
-        set_to(i)
-        generations += publish()
-        time.sleep(0.03)  # a turn for each reader
+    for g, port in itertools.islice(zip(itertools.cycle(every), itertools.cycle(keys)), 600):
+        try:
+            m.delete(keys[port])
+        except FileNotFoundError:
+            pass
+        generations += bool(publish(port, g))
+    os.sched_setaffinity(0, {0, 1})
     with open(stop, "w", encoding="ascii"):
         pass
     results = {name: errno_of(pid) for name, pid in readers.items()}
-    restore()
-    print(f"# torn: {generations} times published anew, numbers seen: {results}", flush=True)
+    on("router", "nft flush ruleset && nft -f /tmp/rules && ip link del dev r2")
+    on("router", "for dev in /sys/class/net/rs.*; do ip link del dev ${dev##*/} || true; done")
+    print(f"# torn: {generations} published, generations of keys seen: {results}", flush=True)
     for name, n in results.items():
-        check(f"torn: {name} never sees half of a change, and sees many", 10 <= n < 255, n)
-    check("torn: it was published anew each time", generations > 100, generations)
+        check(f"torn: {name} never sees half of a change, and sees many", 20 <= n < 255, n)
+    check("torn: it was published anew each time", generations > 500, generations)
 
 
 def test_namespace():
