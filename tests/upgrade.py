@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Cases of upgrade.sh; the hosts and the ruleset are up"""
-import os
 import traceback
 
-from lib import check, counted, end, expect, netns, not_ok, on, run, udp_socket, wait_for
+from lib import (Fields, check, counted, end, expect, netns, not_ok, on, run, tcp_pair, udp_socket,
+                 unload, wait_for)
 from flows import CLIENT, SERVER, TcpFlow, UdpFlow, conntrack, ports
 
 MAX = "/proc/sys/net/netfilter/nf_conntrack_max"
@@ -27,8 +27,7 @@ def test_reload():
     check("reload: connections go by XDP", by_xdp(*flows))
     on("router", "xdp_ct detach rc rs")
     check("reload: without the program they go on", all(f.talk() for f in flows))
-    check("reload: the module unloads", wait_for(
-        lambda: not os.system("rmmod nf_flow_table_bpf_flowmap 2> /dev/null")))
+    check("reload: the module unloads", unload("nf_flow_table_bpf_flowmap"))
     check("reload: without the module they go on", all(f.talk() for f in flows))
     attach()
     check("reload: with both they are on XDP again", by_xdp(*flows))
@@ -79,7 +78,35 @@ def test_flushed():
     check("flushed: and it is on XDP again", by_xdp(flow))
 
 
-for test in (test_reload, test_ruleset, test_full, test_flushed):
+def test_reboot():
+    """All that the router knows of connections is lost, and what it has loaded; what is
+    sent meanwhile comes when it is back"""
+    forward, out = TcpFlow(), tcp_pair("client", "server", SERVER, 7000, timeout=60)
+    forward.client.settimeout(300)
+
+    def talk():
+        out[0].sendall(b"to")
+        out[1].sendall(b"from")
+        return out[1].recv(100) == b"to" and out[0].recv(100) == b"from"
+    flows = [forward, UdpFlow(), Fields(talk=talk)]
+    check("reboot: connections go by XDP", by_xdp(*flows))
+    on("router", "ip link set dev rc down && ip link set dev rs down && xdp_ct detach rc rs && "
+       "nft flush ruleset && conntrack -F 2> /dev/null && ip neigh flush all nud all")
+    check("reboot: the module unloads", unload("nf_flow_table_bpf_flowmap"))
+    forward.server.sendall(b"down")
+    out[0].sendall(b"down")
+    expect("reboot: nothing is left", ["0", ""],
+           [on("router", "conntrack -C").split()[-1], on("router", "nft list ruleset")])
+    on("router", "nft -f /tmp/ruleset")
+    attach()
+    on("router", "ip link set dev rc up && ip link set dev rs up")
+    expect("reboot: what was sent meanwhile arrives", [b"down"] * 2,
+           [forward.client.recv(100), out[1].recv(100)])
+    check("reboot: connections go on", all(wait_for(f.talk) for f in flows))
+    check("reboot: and are on XDP again", by_xdp(*flows))
+
+
+for test in (test_reload, test_ruleset, test_full, test_flushed, test_reboot):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError, KeyError):

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Connections outlive what is done to a router while it runs: the program and the
-# module replaced, the ruleset reloaded, its conntrack table full. The cases are
-# in upgrade.py.
+# Connections outlive what is done to a router: the program and the module
+# replaced, the ruleset reloaded, its conntrack table full, and that it forgets
+# all, as when it boots. The cases are in upgrade.py.
 
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/lib.sh"
