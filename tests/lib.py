@@ -349,17 +349,25 @@ class MemoryCgroup:
         with open(self.path + "/memory.current", encoding="ascii") as f:
             return int(f.read())
 
-    def create(self, make, **kwargs):
-        """make(**kwargs), a map, by a process in the cgroup, which then ends"""
-        path = "/sys/fs/bpf/charged"
+    def slabs(self):
+        """Of what is charged, kernel objects that are in use"""
+        with open(self.path + "/memory.stat", encoding="ascii") as f:
+            return int(re.search(r"^slab_unreclaimable (\d+)", f.read(), re.M)[1])
 
+    def run(self, function):
+        """By a process in the cgroup, which then ends"""
         def inside():
             with open(self.path + "/cgroup.procs", "w", encoding="ascii") as f:
                 f.write(str(os.getpid()))
-            make(**kwargs).pin(path)
+            function()
         err = errno_of(child(inside))
         if err:
             raise OSError(err, os.strerror(err))
+
+    def create(self, make, **kwargs):
+        """make(**kwargs), a map, by such a process"""
+        path = "/sys/fs/bpf/charged"
+        self.run(lambda: make(**kwargs).pin(path))
         m = obj_get(path, Map)
         os.unlink(path)
         return m
@@ -526,7 +534,7 @@ def btf_id(kind, name):
 
 SIOCADDRT, SIOCDELRT, SIOCDARP, SIOCSARP = 0x890b, 0x890c, 0x8953, 0x8955
 SIOCSIFMTU, SIOCSIFHWADDR = 0x8922, 0x8924
-ATF_COM, ATF_PERM = 2, 4
+ATF_COM = 2
 
 
 def sockaddr(text):

@@ -12,10 +12,11 @@ import threading
 import time
 import traceback
 
-from lib import (COUNTERS, IPV4, IPV6, KEY_SKB, KEY_STACK, NEEDS_STACK, NO_NEIGH, PATIENCE, UDP,
-                 Fields, Iterator, Lookup, MemoryCgroup, check, counted, end, expect, fails, frame,
-                 ifindex, ipv4, make_key, netns, not_ok, on, parse_key, parse_value, raw_socket, run, sysctl,
-                 udp, wait_for, with_facts)
+from lib import (COUNTERS, EXIT, IPV4, IPV6, KEY_SKB, KEY_STACK, NEEDS_STACK, NO_NEIGH, PATIENCE,
+                 TEST_XDP_LIVE_FRAMES, UDP, XDP_PASS, Fields, Iterator, Lookup, MemoryCgroup, Prog,
+                 check, counted, end, expect, fails, frame, ifindex, ipv4, make_key, movi, netns,
+                 not_ok, on, parse_key, parse_value, program, raw_socket, run, sysctl, udp, wait_for,
+                 with_facts)
 from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, programs, published,
                    router_map, value)
 
@@ -249,6 +250,31 @@ def test_memory():
     sysctl("router", "net.netfilter.nf_flowtable_udp_timeout", 30)
 
 
+def test_sender():
+    """Nor, if the creator is in no memory cgroup, to whoever sent the packet"""
+    count = 2000
+    on("router", "conntrack -F 2>/dev/null")
+    m, passing = router_map(max_entries=2 * count), Prog(program(movi(0, XDP_PASS), EXIT))
+    for port in range(10000, 10000 + count):
+        wires[0].send(frame(RC_MAC, CLIENT_MAC, ipv4(CLIENT, SERVER, UDP, udp(
+            CLIENT, SERVER, port, 53))))
+
+    def answer():
+        with netns("router"):
+            for port in range(10000, 10000 + count):
+                # in this task, not in a soft interrupt as from a device
+                passing.test(frame(RS_MAC, SERVER_MAC, ipv4(SERVER, ROUTER, UDP, udp(
+                    SERVER, ROUTER, 53, port))), ifindex=RS, flags=TEST_XDP_LIVE_FRAMES)
+    with MemoryCgroup("sender") as cgroup:
+        cgroup.run(answer)
+        expect("memory: the flows of a sender's packets are there", 2 * count,
+               wait_for(lambda: (n := sum(1 for _ in m.keys())) == 2 * count and n))
+        check("memory: the sender pays nothing for them", cgroup.slabs() < 100 * count,
+              cgroup.slabs())
+        on("router", "conntrack -F 2>/dev/null")
+        m.close()
+
+
 def test_many():
     """Iteration, and the announcement to a new map, while flows come and go"""
     on("router", "conntrack -F 2>/dev/null")
@@ -460,7 +486,7 @@ def test_mix_tcp():
 
 
 for test in (test_filters, test_flags, test_cpus, test_off, test_zones, test_age, test_memory,
-             test_many, test_events, test_mix, test_mix_tcp):
+             test_sender, test_many, test_events, test_mix, test_mix_tcp):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError):
