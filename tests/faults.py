@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Cases of faults.sh; the hosts and the ruleset are up, and so is fault injection"""
 import bisect
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -12,7 +13,7 @@ import struct
 import traceback
 
 from lib import (BPF_EXIST, EXIT, MAP_LOOKUP_AND_DELETE_BATCH, SIOCADDRT, SIOCDARP, SIOCDELRT,
-                 SIOCSARP, SIOCSIFHWADDR, SIOCSIFMTU, TEST_XDP_LIVE_FRAMES, UDP,
+                 SIOCSARP, SIOCSIFFLAGS, SIOCSIFHWADDR, SIOCSIFMTU, TEST_XDP_LIVE_FRAMES, UDP,
                  XDP_PASS, Iterator, Lookup, Map, Prog, arpreq, check, credit, delete_module, end,
                  expect, frame, ifreq, ipv4, loaded, mac, movi, netns, not_ok, on, parse_value,
                  program, run, sockaddr, syscall, sysfs, udp, unload, wait_for)
@@ -42,7 +43,7 @@ def symbols():
     return found, sorted(set(found.values()))
 
 
-def limit(which, function=None):
+def limit(which, function=None, kinds=("failslab", "fail_page_alloc")):
     """Only what is allocated in a call of this function ("require") or out of it
     ("reject") fails; or all that the task does"""
     start, last = (0, (1 << 64) - 1) if which == "require" else (0, 0)
@@ -50,9 +51,21 @@ def limit(which, function=None):
         found, addresses = symbols()
         start = found[function]
         last = addresses[bisect.bisect(addresses, start)]
-    for what in ("failslab", "fail_page_alloc"):
+    for what in kinds:
         write(f"{DEBUG}{what}/{which}-start", hex(start))
         write(f"{DEBUG}{what}/{which}-end", hex(last))
+
+
+@contextlib.contextmanager
+def failing(kind, function=None, times=-1):
+    """Whoever asks, in soft interrupts, too; gives how often it has failed"""
+    limit("require", function, [kind])
+    write(f"{DEBUG}{kind}/times", times)
+    write(f"{DEBUG}{kind}/probability", 100)
+    try:
+        yield lambda: times - int(run(f"cat {DEBUG}{kind}/times"))
+    finally:
+        write(f"{DEBUG}{kind}/probability", 0)
 
 
 def below(function=None):
@@ -181,20 +194,50 @@ def test_exhausted():
     full = router_maps()[0][3]
     before = value(m, UdpFlow().key)
     write("/sys/kernel/slab/flowmap_flow/failslab", 1)
-    below()
-    for name, setting in (("cache-filter", "Y"), ("times", -1), ("probability", 100)):
-        write(f"{DEBUG}failslab/{name}", setting)
-    try:
+    write(f"{DEBUG}failslab/cache-filter", "Y")
+    with failing("failslab"):
         flows = [UdpFlow() for _ in range(20)] + [TcpFlow()]
         went = all(f.talk() for f in flows)
-    finally:
-        write(f"{DEBUG}failslab/probability", 0)
-        write(f"{DEBUG}failslab/cache-filter", "N")
+    write(f"{DEBUG}failslab/cache-filter", "N")
     check("exhausted: before, flows are published", before)
     check("exhausted: connections work without it", went)
     check("exhausted: none is in the map", all(gone(m, f) for f in flows))
     expect("exhausted: each is counted", full + len(flows), router_maps()[0][3])
     check("exhausted: and with memory again, new ones are", published(m, UdpFlow()))
+
+
+def test_function():
+    """The same by fail_function: what asks whether an allocation is to fail says so to the
+    flowmap alone"""
+    m, flows = router_map(), []
+    full = router_maps()[0][3]
+    write(f"{DEBUG}fail_function/inject", "should_failslab")
+    write(f"{DEBUG}fail_function/should_failslab/retval", (1 << 64) - errno.ENOMEM)
+    write(f"{DEBUG}fail_function/verbose", 0)
+    write(f"{DEBUG}fail_function/stacktrace-depth", 32)
+    with failing("fail_function", "flowmap_snoop_add", 1000) as failed:
+        flows = [UdpFlow() for _ in range(5)]
+        went = all(f.talk() for f in flows)
+        hits = failed()
+    write(f"{DEBUG}fail_function/inject", "!should_failslab")
+    print(f"# function: {hits} allocations failed", flush=True)
+    expect("function: each flow's allocation fails, connections work, each is counted",
+           (len(flows), True, full + len(flows)), (hits, went, router_maps()[0][3]))
+    check("function: then new ones are published again", published(m, UdpFlow()))
+
+
+def test_growth():
+    """The flowtable's own hash cannot grow"""
+    on("router", "nft list ruleset > /tmp/rules && nft flush ruleset && nft -f /tmp/rules")
+    m = router_map()
+    with failing("failslab", "rht_deferred_worker", 1000) as failed: # it tries again at once
+        flows = [UdpFlow() for _ in range(60)]
+        went = wait_for(failed) and all(f.talk() and published(m, f) for f in flows)
+        hits = failed()
+    print(f"# growth: {hits} allocations failed", flush=True)
+    check("growth: with a flowtable that cannot, all flows are published and work",
+          went and hits > 0, hits)
+    check("growth: when it can, too", all(f.talk() and published(m, f) for f in flows))
 
 
 def test_syscalls():
@@ -275,6 +318,8 @@ def test_changes():
                             (SIOCSARP, server)),
         "neighbour deleted": ((SIOCDARP, server), (SIOCSARP, server)),
         "route added": ((SIOCADDRT, rt), (SIOCDELRT, rt)),
+        "device down": ((SIOCSIFFLAGS, ifreq("rs", "=H", 0x1002)),
+                        (SIOCSIFFLAGS, ifreq("rs", "=H", 0x1003))),
         "MTU": ((SIOCSIFMTU, ifreq("rs", "=i", 1400)), (SIOCSIFMTU, ifreq("rs", "=i", 1500))),
         "MAC address": ((SIOCSIFHWADDR, ifreq("rs", "=H6s", 1, mac("02:00:00:00:02:05"))),
                         (SIOCSIFHWADDR, ifreq("rs", "=H6s", 1, mac(RS_MAC)))),
@@ -284,7 +329,8 @@ def test_changes():
     del dev
 
 
-for test in (test_create, test_add, test_syscalls, test_changes, test_exhausted, test_load):
+for test in (test_create, test_add, test_syscalls, test_changes, test_exhausted, test_function,
+             test_growth, test_load):
     try:
         test()
     except (OSError, RuntimeError, AttributeError, TypeError, KeyError, IndexError):

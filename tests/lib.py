@@ -533,7 +533,7 @@ def btf_id(kind, name):
 # ioctl(2) on devices, neighbours and routes: what is done by it is done in this task
 
 SIOCADDRT, SIOCDELRT, SIOCDARP, SIOCSARP = 0x890b, 0x890c, 0x8953, 0x8955
-SIOCSIFMTU, SIOCSIFHWADDR = 0x8922, 0x8924
+SIOCSIFFLAGS, SIOCSIFMTU, SIOCSIFHWADDR = 0x8914, 0x8922, 0x8924
 ATF_COM = 2
 
 
