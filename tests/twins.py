@@ -24,7 +24,7 @@ from lib import (TCP, UDP, XDP_PASS, XDP_REDIRECT, Wire, address, check, csum, e
                  snoop, wait_for)
 from variants import CLASSES, GRE, PPPOE, QINQ, VLAN, Flow, Link, l3_at
 
-FRAMES = int(sys.argv[1]) if len(sys.argv) > 1 else 100000
+FRAMES = int(sys.argv[1])
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 1
 BATCH = 64
 TWINS = ("", "2")

@@ -22,6 +22,8 @@ if [ "$1" = --skb ]; then
 	shift
 fi
 
+[ $# -gt 0 ] || set -- "$(few 100000)"
+
 mute()
 {
 	on "$1" nft "add table netdev mute; add chain netdev mute in {
