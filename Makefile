@@ -12,7 +12,7 @@ help:
 	@echo 'make check-debug       the same on a kernel with KASAN, lockdep, kmemleak and faults'
 	@echo '                       (make check KERNEL=kcsan: with KCSAN, data races)'
 	@echo 'make check-kernel      that nothing is lost for the rest of the kernel'
-	@echo 'make coverage          check-debug, and which lines of the kernel files it ran'
+	@echo 'make coverage          check-debug, and how many lines of the kernel files it ran'
 	@echo 'make shell             the guest of the demo, up, with a prompt'
 	@echo 'make bench             instructions a packet, path by path (bench-quick: the main ones)'
 	@echo 'make lint              checkpatch, sparse and shellcheck'
@@ -49,8 +49,10 @@ demo: setup
 shell: setup
 	@$(VM)/run --kernel $(KERNEL) --shell tests/demo.sh --shell
 
+# ALSO: another kernel, and tests that are to run there, too
 check: setup
-	@$(VM)/check.sh --kernel $(KERNEL) $(TESTS)
+	@$(if $(ALSO),$(VM)/kernel.sh $(firstword $(ALSO)))
+	@$(VM)/check.sh --kernel $(KERNEL) $(TESTS) $(if $(ALSO),--also $(ALSO))
 
 check-debug: KERNEL = debug
 check-debug: check
@@ -58,8 +60,9 @@ check-debug: check
 check-kernel: source rootfs
 	@$(VM)/check-kernel.sh
 
-coverage: check-debug
-	@$(VM)/coverage.sh
+coverage: KERNEL = debug
+coverage: setup
+	@$(VM)/check.sh --kernel debug $(TESTS); tests=$$?; $(VM)/coverage.sh && exit $$tests
 
 bench: setup
 	@tests/bench/run.sh
