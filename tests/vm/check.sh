@@ -1,14 +1,15 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# check.sh [--kernel VARIANT] [TEST...]
+# check.sh [--kernel VARIANT] [TEST...] [--also VARIANT TEST...]
 #
 # make check: lint and fuzz_frames on the host, and each test in a guest of its own
 # (or those named), as many at once as there are cores (JOBS), as one stream of
 # KTAP with numbers of its own. What a test prints beside its results is shown with
 # its name, as it comes. A test that breaks off, runs fewer cases than it planned
 # or exits non-zero without saying 'not ok' is a failure, too. With another kernel
-# than the usual one there is nothing on the host.
+# than the usual one there is nothing on the host. --also: and then these, with that
+# kernel.
 
 # shellcheck source=tests/vm/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -70,6 +71,18 @@ if [ "$1" = --kernel ]; then
 	variant=$2
 	shift 2
 fi
+tests=()
+while [ $# -gt 0 ] && [ "$1" != --also ]; do
+	tests+=("$1")
+	shift
+done
+host=
+if [ ${#tests[@]} = 0 ]; then
+	[ "$variant" != flowmap ] || host=1
+	for t in "$REPO"/tests/*.sh; do
+		[ -x "$t" ] && [ "${t##*/}" != demo.sh ] && tests+=("$t")
+	done
+fi
 
 rm -rf "$BUILD/out/gcov"
 
@@ -81,22 +94,27 @@ place()
 	done
 }
 
+# guests VARIANT SUFFIX TEST...: a guest for each
+guests()
+{
+	local t variant=$1 suffix=$2
+
+	shift 2
+	for t; do
+		place
+		tagged "$(basename "$t" .sh)$suffix" "$REPO/tests/vm/run" --kernel "$variant" "$t" &
+	done
+}
+
 echo "KTAP version 1"
 set -o pipefail
 {
-	if [ $# = 0 ]; then
-		if [ "$variant" = flowmap ]; then
-			tagged lint "$REPO/tests/vm/lint.sh" &
-			place
-			tagged fuzz_frames "$REPO/tests/fuzz/fuzz_frames.sh" &
-		fi
-		for t in "$REPO"/tests/*.sh; do
-			[ -x "$t" ] && [ "${t##*/}" != demo.sh ] && set -- "$@" "$t"
-		done
-	fi
-	for t; do
+	if [ -n "$host" ]; then
+		tagged lint "$REPO/tests/vm/lint.sh" &
 		place
-		tagged "$(basename "$t" .sh)" "$REPO/tests/vm/run" --kernel "$variant" "$t" &
-	done
+		tagged fuzz_frames "$REPO/tests/fuzz/fuzz_frames.sh" &
+	fi
+	guests "$variant" "" "${tests[@]}"
+	[ $# = 0 ] || guests "$2" " ($2)" "${@:3}"
 	wait
 } | merge
