@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The cases that the kernel's own selftests have for a hash map, on the map type
- * whose number is the argument. Their source is the kernel's test_maps.c and
- * map_tests/htab_map_batch_ops.c as they are, but for the type.
+ * whose number is the argument; with a second, so many of them. Their source is the
+ * kernel's test_maps.c and map_tests/htab_map_batch_ops.c as they are, but for the
+ * type.
  */
 #include <bpf/bpf.h>
 
@@ -47,11 +48,11 @@ static const struct {
 	{ "test_hashmap_sizes", hashmap_sizes },
 	{ "test_hashmap_walk", hashmap_walk },
 	{ "test_map_large", test_map_large },
-	{ "test_map_parallel", test_map_parallel },
-	{ "test_map_stress", map_stress },
 	{ "test_map_rdonly", test_map_rdonly },
 	{ "test_map_wronly", test_map_wronly_hash },
 	{ "test_htab_map_batch_ops", htab_map_batch_ops },
+	{ "test_map_parallel", test_map_parallel },
+	{ "test_map_stress", map_stress },
 };
 
 /* A case ends by assert() or exit(), so each has a process of its own */
@@ -72,14 +73,15 @@ static bool passes(void (*run)(void))
 
 int main(int argc, char **argv)
 {
-	unsigned int i, failed = 0;
+	unsigned int i, n, failed = 0;
 
-	if (argc != 2) {
-		fprintf(stderr, "usage: hash_map TYPE\n");
+	if (argc < 2) {
+		fprintf(stderr, "usage: hash_map TYPE [CASES]\n");
 		return 2;
 	}
 	type = strtoul(argv[1], NULL, 0);
-	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+	n = argc > 2 ? strtoul(argv[2], NULL, 0) : ARRAY_SIZE(cases);
+	for (i = 0; i < n && i < ARRAY_SIZE(cases); i++) {
 		bool ok = passes(cases[i].run);
 
 		printf("%sok - test_maps: %s\n", ok ? "" : "not ", cases[i].name);
