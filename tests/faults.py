@@ -17,11 +17,10 @@ from lib import (BPF_EXIST, EXIT, MAP_LOOKUP_AND_DELETE_BATCH, SIOCADDRT, SIOCDA
                  XDP_PASS, Iterator, Lookup, Map, Prog, arpreq, check, credit, delete_module, end,
                  expect, frame, ifreq, ipv4, loaded, mac, movi, netns, not_ok, on, parse_value,
                  program, run, sockaddr, syscall, sysfs, udp, unload, wait_for)
-from flows import (ROUTER, RS, SERVER, TcpFlow, UdpFlow, gone, proc_maps, published, router_map,
-                   value)
+from flows import (ROUTER, RS, RS_MAC, SERVER, SERVER_MAC, TcpFlow, UdpFlow, gone, proc_maps,
+                   published, router_map, value)
 
 DEBUG, MODULE = "/sys/kernel/debug/", "nf_flow_table_bpf_flowmap"
-SERVER_MAC, RS_MAC = os.environ["SERVER_MAC"], os.environ["RS_MAC"]
 NTH = os.open("/proc/thread-self/fail-nth", os.O_RDWR)
 MEMORY = (errno.ENOMEM, errno.ENOBUFS)
 

@@ -4,15 +4,36 @@ Connections through the router of lib.sh's hosts and ruleset, and what the
 router's maps and conntrack say of them
 """
 import ctypes
+import functools
 import os
 import re
 
-from lib import (ACK, TCP, UDP, Fields, Map, Prog, ifindex, make_key, netns, obj_get, on,
-                 parse_value, run, tcp_pair, udp_socket)
+from lib import (ACK, TCP, UDP, Fields, Map, Prog, frame, ifindex, ipv4, make_key, netns, obj_get,
+                 on, parse_value, raw_socket, run, tcp_pair, udp, udp_socket)
 
 CLIENT, SERVER, ROUTER, INSIDE = "10.0.1.2", "203.0.113.2", "203.0.113.1", "10.0.1.1"
 RC, RS = ifindex("router", "rc"), ifindex("router", "rs")
+CLIENT_MAC, RC_MAC, RS_MAC, SERVER_MAC = (os.environ[name + "_MAC"]
+                                          for name in ("CLIENT", "RC", "RS", "SERVER"))
 ports = iter(range(20000, 30000))
+
+
+@functools.cache
+def wires():
+    """To send frames from client and server"""
+    return raw_socket("client", "c0", receive=False), raw_socket("server", "s0", receive=False)
+
+
+def udp_frames(sport, dport=53):
+    """What opens a connection: the client's and the server's"""
+    return (frame(RC_MAC, CLIENT_MAC, ipv4(CLIENT, SERVER, UDP, udp(CLIENT, SERVER, sport, dport))),
+            frame(RS_MAC, SERVER_MAC, ipv4(SERVER, ROUTER, UDP, udp(SERVER, ROUTER, dport, sport))))
+
+
+def open_flow(sport, dport=53):
+    """Without sockets"""
+    for wire, data in zip(wires(), udp_frames(sport, dport)):
+        wire.send(data)
 
 
 class UdpFlow:

@@ -17,22 +17,12 @@ from lib import (COUNTERS, EXIT, IPV4, IPV6, KEY_SKB, KEY_STACK, NEEDS_STACK, NO
                  check, counted, end, expect, fails, frame, ifindex, ipv4, make_key, movi, netns,
                  not_ok, on, parse_key, parse_value, program, raw_socket, run, sysctl, udp, wait_for,
                  with_facts)
-from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, programs, published,
-                   router_map, value)
+from flows import (CLIENT, CLIENT_MAC, RC, RC_MAC, ROUTER, RS, RS_MAC, SERVER, SERVER_MAC, TcpFlow,
+                   UdpFlow, conntrack, open_flow, programs, published, router_map, udp_frames,
+                   value, wires)
 
 NO_XMIT, XFRM, TUNNEL = 1 << 9, 1 << 11, 1 << 12
 IPS_FIXED_TIMEOUT = 1 << 10
-CLIENT_MAC, RC_MAC, RS_MAC, SERVER_MAC = (os.environ[n] for n in
-                                          ("CLIENT_MAC", "RC_MAC", "RS_MAC", "SERVER_MAC"))
-wires = [raw_socket("client", "c0", receive=False), raw_socket("server", "s0", receive=False)]
-
-
-def open_flow(sport, dport=53):
-    """A connection, opened and answered by two frames"""
-    wires[0].send(frame(RC_MAC, CLIENT_MAC, ipv4(CLIENT, SERVER, UDP, udp(
-        CLIENT, SERVER, sport, dport))))
-    wires[1].send(frame(RS_MAC, SERVER_MAC, ipv4(SERVER, ROUTER, UDP, udp(
-        SERVER, ROUTER, dport, sport))))
 
 
 def test_filters():
@@ -256,15 +246,13 @@ def test_sender():
     on("router", "conntrack -F 2>/dev/null")
     m, passing = router_map(max_entries=2 * count), Prog(program(movi(0, XDP_PASS), EXIT))
     for port in range(10000, 10000 + count):
-        wires[0].send(frame(RC_MAC, CLIENT_MAC, ipv4(CLIENT, SERVER, UDP, udp(
-            CLIENT, SERVER, port, 53))))
+        wires()[0].send(udp_frames(port)[0])
 
     def answer():
         with netns("router"):
             for port in range(10000, 10000 + count):
                 # in this task, not in a soft interrupt as from a device
-                passing.test(frame(RS_MAC, SERVER_MAC, ipv4(SERVER, ROUTER, UDP, udp(
-                    SERVER, ROUTER, 53, port))), ifindex=RS, flags=TEST_XDP_LIVE_FRAMES)
+                passing.test(udp_frames(port)[1], ifindex=RS, flags=TEST_XDP_LIVE_FRAMES)
     with MemoryCgroup("sender") as cgroup:
         cgroup.run(answer)
         expect("memory: the flows of a sender's packets are there", 2 * count,
@@ -433,11 +421,11 @@ def test_mix():
         options = bytes([1, 1, 1, 1]) if n % 7 == 3 else b""  # the stack's
         packet = ipv4(CLIENT, SERVER, UDP, udp(CLIENT, SERVER, 4000, 4000, bytes(n)),
                       options=options)
-        wires[0].send(frame(RC_MAC, CLIENT_MAC, packet))
+        wires()[0].send(frame(RC_MAC, CLIENT_MAC, packet))
         sent, size = sent + 1, size + len(packet)
         if n % 50 == 0:
             packet = ipv4(SERVER, ROUTER, UDP, udp(SERVER, ROUTER, 4000, 4000, bytes(n // 2)))
-            wires[1].send(frame(RS_MAC, SERVER_MAC, packet))
+            wires()[1].send(frame(RS_MAC, SERVER_MAC, packet))
             replies, reply_size = replies + 1, reply_size + len(packet)
         if n == 100:  # as a flow's end in the midst
             on("router", "nft flush chain inet router forward && " + add)

@@ -14,11 +14,11 @@ from lib import (COUNTERS, DNAT, FIN, LOOKUP, SNAT, UDP, Lookup, Map, Prog, addr
                  child, csum, delete_module, end, errno_of, expect, frame, ifindex, ipv4, mac,
                  make_key, netns, not_ok, on, parse_key, parse_value, raw_socket, run, sysfs, udp,
                  unload, wait_for, with_facts)
-from flows import CLIENT, RC, SERVER, UdpFlow, gone, ports, published, router_map, value
+from flows import (CLIENT, CLIENT_MAC, RC, RC_MAC, RS_MAC, SERVER, SERVER_MAC, UdpFlow, gone, ports,
+                   published, router_map, value)
 
 MODULE = "nf_flow_table_bpf_flowmap"
 PARAMETERS = "/sys/module/kprobe_hold/parameters/"
-MAC, RS_MAC, RC_MAC, CLIENT_MAC = (os.environ[n + "_MAC"] for n in ("SERVER", "RS", "RC", "CLIENT"))
 MOMENT = 1 # seconds in which what must not happen would
 
 
@@ -168,7 +168,7 @@ def test_neighbour():
 def restore():
     """The router's device, and what it knows of the server"""
     on("router", f"ip link set dev rs address {RS_MAC} mtu 1500")
-    on("router", f"ip neigh replace {SERVER} dev rs lladdr {MAC} nud reachable")
+    on("router", f"ip neigh replace {SERVER} dev rs lladdr {SERVER_MAC} nud reachable")
     wait_for(lambda: UdpFlow().talk())
 
 

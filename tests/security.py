@@ -5,17 +5,19 @@ import errno
 import json
 import os
 import random
+import re
 import struct
 import time
 import traceback
 
-from lib import (ACK, BPF_EXIST, BPF_F_RDONLY, BPF_F_WRONLY, FIN, RST, SYN, TCP, UDP, Lookup, Map,
-                 Prog, address, check, counted, credit, end, expect, fails, frame, ipv4, mac, map_by_id,
-                 map_ids, movi, netns, not_ok, obj_get, on, program, raw_socket, received, run, tcp,
-                 udp, udp_socket, wait_for, EXIT)
-from flows import (CLIENT, ROUTER, SERVER, TcpFlow, UdpFlow, conntrack, proc_maps, published,
-                   router_map, value)
+from lib import (ACK, BPF_EXIST, BPF_F_RDONLY, BPF_F_WRONLY, EXIT, FIN, RST, SYN, TCP, UDP, Lookup,
+                 Map, Prog, address, check, counted, credit, end, expect, fails, frame, ipv4, mac,
+                 make_key, map_by_id, map_ids, movi, netns, not_ok, obj_get, on, program,
+                 raw_socket, received, run, tcp, udp, udp_socket, wait_for)
+from flows import (CLIENT, RC, ROUTER, SERVER, TcpFlow, UdpFlow, conntrack, open_flow, proc_maps,
+                   published, router_map, value)
 
+MODULE = "nf_flow_table_bpf_flowmap"
 NOBODY = 65534
 OTHER = "02:00:de:ad:be:ef"
 MACS = {name: os.environ[name + "_MAC"] for name in ("CLIENT", "RC", "RS", "SERVER")}
@@ -120,17 +122,49 @@ def test_values():
           all(value(m, f.key).ct_id not in (0, 0xffffffff) for f in flows))
 
 
+def seed_of(m):
+    """The secret of its hash, as the kernel's own memory has it"""
+    layout = run(f"bpftool btf dump file /sys/kernel/btf/{MODULE} format raw")
+    offset = int(re.search(r"STRUCT 'flowmap' .*\n(?:\t.*\n)*?\t'seed' .*bits_offset=(\d+)",
+                           layout)[1]) // 8
+    where = "/sys/kernel/tracing/"
+    with open(where + "kprobe_events", "w", encoding="ascii") as f:
+        f.write(f"p:seed {MODULE}:flowmap_delete_elem " +
+                " ".join(f"w{i}=+{offset + 8 * i}(%di):x64" for i in range(9)))
+    run(f"echo > {where}trace && echo 1 > {where}events/kprobes/seed/enable")
+    fails("hash: (a call that shows the seed)", errno.ENOENT, m.delete, bytes(m.key_size))
+    with open(where + "trace", encoding="ascii") as f:
+        found = re.findall(r"w\d=0x(\w+)", f.read())
+    run(f"echo 0 > {where}events/kprobes/seed/enable && echo > {where}kprobe_events")
+    return [int(w, 16) for w in found]
+
+
+def bucket(seed, count, key):
+    """Where an IPv4 key is, as the comment on the hash in the flowmap has it"""
+    words = struct.unpack_from("=8I", key)
+    h = (seed[0] + sum(s * w for s, w in zip(seed[1:], words))) % (1 << 64) >> 32
+    return ((h ^ h >> 15) * 0x61c88647 % (1 << 32)) * count >> 32
+
+
 def test_hash():
-    def adjacent(keys):
-        return {frozenset(pair) for pair in zip(keys, keys[1:])}
-    first, second = router_map(), router_map()
-    flows = [UdpFlow(port=port) for port in random.sample(range(40000, 60000), 40)]
-    one, other = list(first.keys()), list(second.keys())
-    check("hash: two maps have the same flows", set(one) == set(other) and
-          len(one) >= 2 * len(flows))
-    check("hash: each with a seed of its own", one != other)
-    both = len(adjacent(one) & adjacent(other))  # by chance: 2
-    check("hash: keys side by side in one are not in the other", both < len(one) / 4, both)
+    """Connections whose keys are chosen to collide, by who knows a map's seed"""
+    first, second = router_map(max_entries=1024), router_map(max_entries=1024)
+    seeds, count = [seed_of(m) for m in (first, second)], 512
+    check("hash: each map has a seed of its own", len(set(seeds[0] + seeds[1])) == 18)
+    keys = {port: make_key(RC, UDP, CLIENT, port, SERVER, 53) for port in range(1024, 65536)}
+    chosen = [p for p in keys if bucket(seeds[0], count, keys[p]) == 100][:60]
+    for port in chosen:
+        open_flow(port)
+    check("hash: both maps have the flows",
+          wait_for(lambda: all(value(m, keys[p]) for m in (first, second) for p in chosen)))
+    for name, m, seed in (("one", first, seeds[0]), ("the other", second, seeds[1])):
+        order = [bucket(seed, count, k) for k in m.keys()]
+        check(f"hash: buckets of {name} are where its seed says",
+              len(order) >= 2 * len(chosen) and order == sorted(order), order)
+    places = {bucket(seeds[1], count, keys[p]) for p in chosen}  # by chance: 57
+    check("hash: keys that share a bucket of one map are all over the other",
+          len(chosen) == 60 and len(places) > 45, len(places))
+    on("router", "conntrack -F 2>/dev/null")
 
 
 def syns(count):
