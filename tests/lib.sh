@@ -27,10 +27,14 @@ results=0
 failed=0
 dmesg -C
 
-# few N: of what there could be any number, a tenth on a kernel with sanitizers
+# Kernels with sanitizers take their time
+PATIENCE=1
+[ "${VM_KERNEL:-flowmap}" = flowmap ] || PATIENCE=6
+
+# few N: and of what there could be any number, a tenth is enough there
 few()
 {
-	[ "${VM_KERNEL:-flowmap}" = flowmap ] && echo "$1" || echo $(($1 / 10))
+	[ $PATIENCE = 1 ] && echo "$1" || echo $(($1 / 10))
 }
 
 # Results
@@ -163,10 +167,10 @@ on()
 	nsenter --net="/run/netns/$host" "$@"
 }
 
-# wait_until COMMAND...: for 20 seconds
+# wait_until COMMAND...: for 20 seconds, with patience
 wait_until()
 {
-	local end=$((SECONDS + 20))
+	local end=$((SECONDS + 20 * PATIENCE))
 
 	until "$@" > /dev/null 2>&1; do
 		[ "$SECONDS" -lt "$end" ] || return 1
