@@ -267,7 +267,7 @@ def test_life():
         check(f"{name}: and is published again", wait_for(lambda f=idle: published(m, f)))
         check(f"{name}: user space's reads keep nothing alive",
               wait_for(lambda f=idle: gone(m, f), timeout=6))
-        sysctl("router", f"net.netfilter.nf_flowtable_{proto}_timeout", 30)
+        sysctl("router", f"net.netfilter.nf_flowtable_{proto}_timeout", 300)
 
 
 def close(flow, name):

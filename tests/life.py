@@ -237,7 +237,7 @@ def test_memory():
               wait_for(lambda: cgroup.charged() - start < 0.4 * held * min(PATIENCE, 2)),
               cgroup.charged() - start)
         m.close()
-    sysctl("router", "net.netfilter.nf_flowtable_udp_timeout", 30)
+    sysctl("router", "net.netfilter.nf_flowtable_udp_timeout", 300)
 
 
 def test_sender():
@@ -316,7 +316,7 @@ def test_many():
     thread.join()
     for other in late:
         other.close()
-    sysctl("router", "net.netfilter.nf_flowtable_udp_timeout", 30)
+    sysctl("router", "net.netfilter.nf_flowtable_udp_timeout", 300)
     on("router", "conntrack -F 2>/dev/null")
     check("iteration: and the map empties", wait_for(lambda: not list(m.keys())))
 
@@ -392,7 +392,7 @@ def test_events():
     # 20 times data to and fro in each life
     check("events: and the packets went by XDP", (n := counted("forwarded")) >= 40 * len(usual), n)
     on("router", "xdp_ct detach")
-    sysctl("router", "net.netfilter.nf_flowtable_tcp_timeout", 30)
+    sysctl("router", "net.netfilter.nf_flowtable_tcp_timeout", 300)
 
 
 def routed():

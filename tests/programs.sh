@@ -264,7 +264,7 @@ carried "HTTP, $REQUESTS connections" 50 http_short
 carried "HTTP, one long" 99 http_long
 on router sysctl -qw net.netfilter.nf_flowtable_tcp_timeout=3
 carried "SSH, idle beyond the time-out" 95 ssh_idle
-on router sysctl -qw net.netfilter.nf_flowtable_tcp_timeout=30
+on router sysctl -qw net.netfilter.nf_flowtable_tcp_timeout=300
 carried "HTTP, while rules change" 45 rules_change
 cleanup
 finish

@@ -359,8 +359,8 @@ on router sysctl -qw net.netfilter.nf_flowtable_udp_timeout=2 net.netfilter.nf_f
 on router xdp_ct attach rc rs --counters
 iperf "TCP, thrice the time-out" -t 6
 iperf "UDP, thrice the time-out" -u -b 1M -l 200 -t 6
-on router sysctl -qw net.netfilter.nf_flowtable_udp_timeout=30 \
-	net.netfilter.nf_flowtable_tcp_timeout=30
+on router sysctl -qw net.netfilter.nf_flowtable_udp_timeout=300 \
+	net.netfilter.nf_flowtable_tcp_timeout=300
 on router xdp_ct detach
 
 # iproute2 alone: each device has a map of its own. The README's program, too.
