@@ -397,6 +397,9 @@ def test_refused():
             ("stores to", [storei(8, 0, 0, 5)]),
             ("has bpf_fib_lookup() write to",
              [mov(1, 6), mov(2, 0), movi(3, 64), movi(4, 0), call(69)]),
+            ("has bpf_snprintf_btf() write to",
+             [mov(1, 0), movi(2, 8), storei(8, 10, -16, 0), storei(8, 10, -8, 1), mov(3, 10),
+              addi(3, -16), movi(4, 16), movi(5, 0), call(149)]),
             ("has bpf_snprintf() write to",
              [mov(1, 0), movi(2, 8), ld_map(3, text, value=True), movi(4, 0), movi(5, 0),
               call(165)])):
