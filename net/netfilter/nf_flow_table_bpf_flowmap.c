@@ -522,6 +522,20 @@ static bool flowmap_fill_way(struct bpf_flowmap_value *v, const struct net_devic
 	return watch;
 }
 
+/* A neighbour that is held is not collected: above the table's soft limit those
+ * that are left are for others
+ */
+static struct neighbour *flowmap_hold_neigh(const struct dst_entry *dst, const void *daddr)
+{
+	struct neighbour *neigh = dst_neigh_lookup(dst, daddr);
+
+	if (!neigh || (READ_ONCE(neigh->nud_state) & NUD_PERMANENT) ||
+	    atomic_read(&neigh->tbl->gc_entries) <= READ_ONCE(neigh->tbl->gc_thresh2))
+		return neigh;
+	neigh_release(neigh);
+	return NULL;
+}
+
 static void flowmap_fill_route(struct flowmap_entry *e, const struct dst_entry *dst,
 			       const struct flow_offload_tuple *other)
 {
@@ -533,7 +547,7 @@ static void flowmap_fill_route(struct flowmap_entry *e, const struct dst_entry *
 		return;
 	}
 	if (dst->dev->addr_len == ETH_ALEN) {
-		e->neigh = dst_neigh_lookup(dst, &other->src_v4);
+		e->neigh = flowmap_hold_neigh(dst, &other->src_v4);
 		if (!e->neigh || !(READ_ONCE(e->neigh->nud_state) & NUD_VALID))
 			v->flags |= BPF_FLOWMAP_NO_NEIGH;
 	}
@@ -970,6 +984,13 @@ static bool flowmap_neigh_usable(const struct neighbour *neigh)
 	return (READ_ONCE(neigh->nud_state) & NUD_VALID) && !READ_ONCE(neigh->dead);
 }
 
+/* Is it to be tried again? If there is none, for want of room, each second */
+static bool flowmap_neigh_resolved(const struct flowmap_entry *e)
+{
+	return e->neigh ? flowmap_neigh_usable(e->neigh) :
+	       (u32)jiffies - READ_ONCE(e->stamp) >= HZ;
+}
+
 static bool flowmap_neigh_moved(const struct flowmap_entry *e)
 {
 	bool same;
@@ -1057,7 +1078,7 @@ static noinline void *flowmap_lookup_special(struct flowmap_entry *e,
 	if (!needs)
 		return ERR_PTR(-EAGAIN);
 	/* resolved by now, another path, no chain: to be published anew */
-	if (((needs & BPF_FLOWMAP_NO_NEIGH) && e->neigh && flowmap_neigh_usable(e->neigh)) ||
+	if (((needs & BPF_FLOWMAP_NO_NEIGH) && flowmap_neigh_resolved(e)) ||
 	    ((needs & BPF_FLOWMAP_HOOKS) && !flowmap_hooked(flowmap_flow_of(e), e->dir)) ||
 	    flowmap_paths_changed(e))
 		flow_offload_teardown(flowmap_flow_of(e)->flow);
