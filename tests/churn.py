@@ -113,7 +113,11 @@ def masqueraded(stop):
         finally:
             for s in pair:
                 s.close()
-    print(f"# a masqueraded connection was cut {cut} times", flush=True)
+    with open(os.path.dirname(stop) + "/down", encoding="ascii") as f:
+        down = len(f.readlines())
+    print(f"# a masqueraded connection was cut {cut} times, by {down} times down", flush=True)
+    if cut > down:
+        raise ValueError("something else has cut it")
 
 
 def maps(stop, rand, lock):

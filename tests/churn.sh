@@ -19,6 +19,7 @@ seed=${3:-$(od -An -N2 -tu2 < /dev/urandom | tr -d ' ')}
 dir=/tmp/churn
 bpf=/sys/fs/bpf/churn
 mkdir "$dir"
+touch "$dir/down"
 echo "# seed $seed, at most $seconds s and $flows flows"
 
 # objects CACHE: in use, those on the CPUs' slabs not counted that are free
@@ -90,6 +91,7 @@ devices()
 	dev=$( ((RANDOM % 2)) && echo rc || echo rs)
 	case $((RANDOM % 6)) in
 	0)
+		echo >> "$dir/down"
 		attempt on router ip link set dev "$dev" down
 		sleep 0.1
 		attempt on router ip link set dev "$dev" up
@@ -251,7 +253,8 @@ teardown()
 setup
 teardown
 state > "$dir/start"
-until same_state; do
+for ((i = 0; i < 20; i++)); do
+	! same_state || break
 	mv "$dir/end" "$dir/start"
 done
 

@@ -9,15 +9,14 @@ import socket
 import struct
 import threading
 import time
-import traceback
 
 from lib import (ACK, BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_F_NUMA_NODE, BPF_F_RDONLY, BPF_NOEXIST,
                  BTF_LOAD, COUNTERS, DELETE, DNAT, FIN, HOOKS, IPS_OFFLOAD, KEY_STACK, LOOKUP,
                  MAP_DELETE_BATCH, MAP_LOOKUP_AND_DELETE_BATCH, MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH,
                  NEEDS_STACK, PATIENCE, PROG_SCHED_ACT, PROG_SCHED_CLS, REPLY, RST, SNAT, TCP, UDP,
-                 VALUE_FIELDS, XDP_DROP, Fd, Iterator, Lookup, Map, Prog, bpf, calls, check,
-                 credit, csum, end, expect, fails, ipv4, jeqi, load, mac, make_key, map_by_id,
-                 movi, netns, not_ok, on, parse_key, parse_value, run, sysctl, tcp, udp, wait_for,
+                 VALUE_FIELDS, XDP_DROP, Fd, Iterator, Lookup, Map, Prog, bpf, calls, check, credit,
+                 csum, expect, fails, ipv4, jeqi, load, mac, make_key, map_by_id, movi, netns,
+                 not_ok, on, parse_key, parse_value, run, run_tests, sysctl, tcp, udp, wait_for,
                  with_facts)
 from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, gone, proc_maps,
                    programs, published, router_map, value)
@@ -587,11 +586,6 @@ def test_removal():
           wait_for(lambda: not list(orphan.keys())))
 
 
-for test in (test_create, test_btf, test_announce, test_snat, test_dnat, test_lookup,
-             test_counters, test_life, test_teardown, test_dump, test_batches, test_programs,
-             test_freeze, test_bpftool, test_limit, test_stale, test_hooks, test_removal):
-    try:
-        test()
-    except (OSError, RuntimeError, AttributeError, TypeError):
-        not_ok(f"{test.__name__} ends", traceback.format_exc())
-end()
+run_tests(test_create, test_btf, test_announce, test_snat, test_dnat, test_lookup, test_counters,
+          test_life, test_teardown, test_dump, test_batches, test_programs, test_freeze,
+          test_bpftool, test_limit, test_stale, test_hooks, test_removal)

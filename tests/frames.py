@@ -5,11 +5,10 @@ import os
 import random
 import struct
 import sys
-import traceback
 
 from lib import (ACK, FIN, PSH, RST, TCP, UDP, URG, XDP_PASS, XDP_REDIRECT, check, counted, csum,
-                 end, expect, frame, ifindex, ipv4, ipv6, netns, not_ok, ok, on, prog_of_device, tcp,
-                 tcp_pair, udp, udp_socket)
+                 expect, frame, ifindex, ipv4, ipv6, netns, not_ok, ok, on, prog_of_device,
+                 run_tests, tcp, tcp_pair, udp, udp_socket)
 
 CLIENT, SERVER, ROUTER = "10.0.1.2", "203.0.113.2", "203.0.113.1"
 CLIENT6, SERVER6 = "fd00:1::2", "fd00:2::2"
@@ -298,9 +297,4 @@ def test_close():
     passed("TCP when the flow has gone", "miss", [up(client_tcp(ACK))])
 
 
-for test in (test_forwarded, test_passed, test_random, test_close):
-    try:
-        test()
-    except (OSError, RuntimeError, AttributeError, TypeError, KeyError):
-        not_ok(f"{test.__name__} ends", traceback.format_exc())
-end()
+run_tests(test_forwarded, test_passed, test_random, test_close)

@@ -726,14 +726,14 @@ def raw_socket(ns, dev, receive=True):
         s.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE
         s.setsockopt(263, 23, 1)  # SOL_PACKET, PACKET_IGNORE_OUTGOING
         s.bind((dev, 3 if receive else 0))  # ETH_P_ALL
-    s.setblocking(False)
+    s.setblocking(not receive)
     return s
 
 
 def received(s, timeout=0.3):
     """All frames, until none comes for the time-out"""
     frames = []
-    while select.select([s], [], [], timeout)[0]:
+    while select.select([s], [], [], timeout * PATIENCE)[0]:
         frames.append(s.recv(65536))
     return frames
 
@@ -866,3 +866,14 @@ def snoop(ns):
 
 def end():
     sys.exit(1 if failed else 0)
+
+
+def run_tests(*tests, always=lambda: None):
+    """Each, whatever has become of the one before, and end"""
+    for test in tests:
+        try:
+            test()
+        except Exception:
+            always()
+            not_ok(f"{test.__name__} ends", traceback.format_exc())
+    end()

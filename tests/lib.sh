@@ -128,9 +128,8 @@ leaks()
 	local file=/sys/kernel/debug/kmemleak
 
 	sleep 6
-	# the second looks at what the first has found again
-	echo scan > $file
-	echo scan > $file
+	# the second looks at what the first has found again; it may have given up
+	{ echo scan && echo scan; } > $file || echo "kmemleak does not scan"
 	head -60 $file
 }
 
@@ -152,7 +151,7 @@ finish()
 
 	[ ! -e /sys/kernel/debug/kmemleak ] || equal "no memory lost" "" "$(leaks)"
 	[ ! -e /sys/kernel/debug/gcov ] || covered
-	log=$(dmesg | sed -f "$TESTS/vm/kcsan.sed" | grep -E -A4 'WARNING|BUG|Oops|KASAN|UBSAN|refcount_t|unregister_netdevice: waiting|stall|INFO: (task|possible)' | head -20)
+	log=$(dmesg | awk -f "$TESTS/vm/kcsan.awk" | grep -E -A4 'WARNING|BUG|Oops|KASAN|UBSAN|refcount_t|unregister_netdevice: waiting|stall|INFO: (task|possible)' | head -20)
 	equal "no complaint in the kernel's log" "" "$log"
 	echo "1..$results"
 	exit $((failed > 0))

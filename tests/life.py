@@ -10,13 +10,11 @@ import struct
 import subprocess
 import threading
 import time
-import traceback
 
 from lib import (COUNTERS, EXIT, IPV4, IPV6, KEY_SKB, KEY_STACK, NEEDS_STACK, NO_NEIGH, PATIENCE,
                  TEST_XDP_LIVE_FRAMES, UDP, XDP_PASS, Fields, Iterator, Lookup, MemoryCgroup, Prog,
-                 check, counted, end, expect, fails, frame, ifindex, ipv4, make_key, movi, netns,
-                 not_ok, on, parse_key, parse_value, program, raw_socket, run, sysctl, udp, wait_for,
-                 with_facts)
+                 check, counted, expect, fails, frame, ifindex, ipv4, make_key, movi, netns, on,
+                 parse_key, parse_value, program, run, run_tests, sysctl, udp, wait_for, with_facts)
 from flows import (CLIENT, CLIENT_MAC, RC, RC_MAC, ROUTER, RS, RS_MAC, SERVER, SERVER_MAC, TcpFlow,
                    UdpFlow, conntrack, open_flow, programs, published, router_map, udp_frames,
                    value, wires)
@@ -266,7 +264,7 @@ def test_sender():
 def test_many():
     """Iteration, and the announcement to a new map, while flows come and go"""
     on("router", "conntrack -F 2>/dev/null")
-    sysctl("router", "net.netfilter.nf_flowtable_udp_timeout", 600)
+    sysctl("router", "net.netfilter.nf_flowtable_udp_timeout", 600 * PATIENCE)
     steady = range(1000, 2200)
     m = router_map(max_entries=16384)
     for port in steady:
@@ -473,10 +471,5 @@ def test_mix_tcp():
     check("accounting: each of the three had some of it", min(ways) > 20, ways)
 
 
-for test in (test_filters, test_flags, test_cpus, test_off, test_zones, test_age, test_memory,
-             test_sender, test_many, test_events, test_mix, test_mix_tcp):
-    try:
-        test()
-    except (OSError, RuntimeError, AttributeError, TypeError):
-        not_ok(f"{test.__name__} ends", traceback.format_exc())
-end()
+run_tests(test_filters, test_flags, test_cpus, test_off, test_zones, test_age, test_memory,
+          test_sender, test_many, test_events, test_mix, test_mix_tcp)

@@ -7,17 +7,17 @@ import random
 import resource
 import struct
 import time
-import traceback
 
 from lib import (BARE, BPF_EXIST, BPF_F_RDONLY_PROG, BPF_F_SLEEPABLE, BPF_F_TOKEN_FD, BPF_NOEXIST,
-                 CAP_BPF, CAP_NET_ADMIN, DELETE, ENOTSUPP, EXIT, Fd, Iterator, LOOKUP, MAP_ARRAY,
+                 CAP_BPF, CAP_NET_ADMIN, DELETE, ENOTSUPP, EXIT, LOOKUP, MAP_ARRAY,
                  MAP_ARRAY_OF_MAPS, MAP_DELETE_BATCH, MAP_FLOWMAP, MAP_HASH,
                  MAP_LOOKUP_AND_DELETE_BATCH, MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MODIFY_RETURN,
                  MODULAR_LOCAL, PROG_KPROBE, PROG_SOCKET_FILTER, PROG_SYSCALL, PROG_TRACING,
-                 RAW_TRACEPOINT_OPEN, TOKEN_CREATE, TOY, UPDATE, Lookup, Map, MemoryCgroup, Prog,
-                 addi, bare, bpf, btf_id, call, calls, check, child, delete_module, end, errno_of,
-                 expect, fails, jeqi, ld_map, loaded, map_by_id, mov, movi, not_ok, obj_get,
-                 program, run, skip, storei, sysfs, syscall, toy, unload, wait_for, with_caps)
+                 RAW_TRACEPOINT_OPEN, TOKEN_CREATE, TOY, UPDATE, Fd, Iterator, Lookup, Map,
+                 MemoryCgroup, Prog, addi, bare, bpf, btf_id, call, calls, check, child,
+                 delete_module, errno_of, expect, fails, jeqi, ld_map, loaded, map_by_id, mov, movi,
+                 not_ok, obj_get, program, run, run_tests, skip, storei, syscall, sysfs, toy,
+                 unload, wait_for, with_caps)
 
 
 def number(n):
@@ -415,10 +415,5 @@ def test_refused():
     expect("refused: the type of all this is a flowmap", MAP_FLOWMAP, m.info()["type"])
 
 
-for test in (test_load, test_sysfs, test_life, test_race, test_again, test_failing, test_memory,
-             test_token, test_lsm, test_hash, test_iterator, test_bare, test_refused):
-    try:
-        test()
-    except (OSError, RuntimeError, AttributeError, TypeError):
-        not_ok(f"{test.__name__} ends", traceback.format_exc())
-end()
+run_tests(test_load, test_sysfs, test_life, test_race, test_again, test_failing, test_memory,
+          test_token, test_lsm, test_hash, test_iterator, test_bare, test_refused)

@@ -8,12 +8,11 @@ import socket
 import struct
 import subprocess
 import time
-import traceback
 
 from lib import (COUNTERS, DNAT, FIN, LOOKUP, SNAT, UDP, Lookup, Map, Prog, address, calls, check,
-                 child, csum, delete_module, end, errno_of, expect, frame, ifindex, ipv4, mac,
-                 make_key, netns, not_ok, on, parse_key, parse_value, raw_socket, run, sysfs, udp,
-                 unload, wait_for, with_facts)
+                 child, csum, delete_module, errno_of, expect, frame, ifindex, ipv4, mac, make_key,
+                 netns, on, parse_key, parse_value, raw_socket, run, run_tests, sysfs, udp, unload,
+                 wait_for, with_facts)
 from flows import (CLIENT, CLIENT_MAC, RC, RC_MAC, RS_MAC, SERVER, SERVER_MAC, UdpFlow, gone, ports,
                    published, router_map, value)
 
@@ -28,14 +27,15 @@ def parameter(name, value=None):
 
 
 class Hold:
-    """A child that runs function() on the other CPU, and is held where it enters a
-    function of the kernel; counts who comes to another one"""
-    def __init__(self, where, function, counted=""):
+    """A child that runs function() on the other CPU, and is held where it, or with itself
+    False any for it, enters a function of the kernel; counts who comes to another one"""
+    def __init__(self, where, function, counted="", itself=True):
         run("modprobe kprobe_hold symbol=" + where + (" counted=" + counted if counted else ""))
-        parameter("armed", 1)
 
         def body():
             os.sched_setaffinity(0, {1})
+            parameter("pid", os.getpid() if itself else 0)
+            parameter("armed", 1)
             function()
         self.pid = child(body)
 
@@ -60,8 +60,8 @@ class Hold:
 
 
 @contextlib.contextmanager
-def hold(name, where, function, counted=""):
-    h = Hold(where, function, counted)
+def hold(name, where, function, *args, **kwargs):
+    h = Hold(where, function, *args, **kwargs)
     try:
         check(f"{name}: it is held", wait_for(lambda: h.held))
         yield h
@@ -116,7 +116,8 @@ def test_flush():
     """The ruleset's memory is freed when no reader is left, its flows go at once"""
     m, flow, lookup, _ = read_flow()
     on("router", "nft list ruleset > /tmp/rules")
-    with hold("flush", "nf_flow_table_free", lambda: on("router", "nft flush ruleset")) as h:
+    with hold("flush", "nf_flow_table_free", lambda: on("router", "nft flush ruleset"),
+              itself=False) as h:
         check("flush: the flow is gone before its flowtable is",
               h.held and lookup(flow.key) is None)
     on("router", "nft -f /tmp/rules")
@@ -134,7 +135,7 @@ def test_second_teardown():
             act()
             check(f"second teardown: {what}: and is gone when that returns",
                   h.held and lookup(flow.key) is None and flow.key not in m.keys())
-            h.release()
+            expect(f"second teardown: {what}: the first one ends well", 0, h.release())
     restore()
 
 
@@ -176,7 +177,7 @@ def test_publish():
     m, flow = router_map(), UdpFlow(talk=False)
     other = "02:00:00:00:02:05"
     on("router", "sysctl -qw net.ipv4.conf.all.arp_notify=1")
-    with hold("publication", "flowmap_publish", flow.talk) as h:
+    with hold("publication", "flowmap_publish", flow.talk, itself=False) as h:
         on("router", f"ip link set dev rs address {other}")
         check("publication: what was read before a change", h.held and gone(m, flow))
         h.release()
@@ -202,7 +203,7 @@ def test_map_free():
         prog.close()
         if not flow.talk():
             raise OSError(errno.EPROTO, "no talk")
-    with hold("map", "flowmap_count", body, "flowmap_free") as h:
+    with hold("map", "flowmap_count", body, "flowmap_free", itself=False) as h:
         with netns("router"): # it may have to wait
             off = subprocess.Popen(["ip", "link", "set", "dev", "rc", "xdpgeneric", "off"])
         m.close()
@@ -221,7 +222,7 @@ def test_free():
     def close():
         os.sched_setaffinity(0, {0, 1})  # the worker is held, and its CPU with it
         router_map().close()
-    with hold("free", "flowmap_free", close) as h:
+    with hold("free", "flowmap_free", close, itself=False) as h:
         expect("free: its module cannot be unloaded", (errno.EAGAIN, 1),
                (delete_module(MODULE), h.held))
         check("free: who closed the map is not held",
@@ -444,15 +445,21 @@ def test_torn():
 
 
 def test_namespace():
+    """Its name goes first, which waits for readers, and then what keeps it alive"""
     m, flow, lookup, reader = read_flow()
-    with hold("namespace", "flowmap_count", reader, "flowmap_free_flow_rcu") as h:
-        # this waits for a grace period
-        deletion = subprocess.Popen(["ip", "netns", "del", "router"])
-        check("namespace: the reader keeps its flows from being freed",
+    keep = os.open("/run/netns/router", os.O_RDONLY)
+    run("ip netns del router")
+    check("namespace: without a name the flow is there", lookup(flow.key))
+
+    def body():
+        os.close(keep)
+        reader()
+    with hold("namespace", "flowmap_count", body, "flowmap_free_flow_rcu") as h:
+        os.close(keep)
+        check("namespace: it exits, and the reader keeps its flows from being freed",
               nothing(lambda: h.hits) and h.held)
         expect("namespace: the reader has the whole value", 0, h.release())
-        expect("namespace: it is deleted", 0, deletion.wait())
-        check("namespace: then it exits, and they are freed", wait_for(lambda: h.hits, timeout=20))
+        check("namespace: then they are freed", wait_for(lambda: h.hits, timeout=20))
     check("namespace: the map empties, and is still there",
           wait_for(lambda: not list(m.keys())) and lookup(flow.key) is None)
 
@@ -462,16 +469,12 @@ def test_net_exit():
     run("ip netns add passing")
     with netns("passing"):
         m = Map()
-    with hold("exit", "flowmap_snoop_net_exit", lambda: run("ip netns del passing")):
+    with hold("exit", "flowmap_snoop_net_exit", lambda: run("ip netns del passing"),
+              itself=False):
         expect("exit: the map is there, and empty", [], list(m.keys()))
     m.close()
 
 
-for test in (test_teardown, test_flush, test_second_teardown, test_next_key, test_neighbour,
-             test_publish, test_map_free, test_free, test_unload, test_growth, test_torn,
-             test_net_exit, test_namespace):
-    try:
-        test()
-    except (OSError, RuntimeError, AttributeError, TypeError, KeyError):
-        not_ok(f"{test.__name__} ends", traceback.format_exc())
-end()
+run_tests(test_teardown, test_flush, test_second_teardown, test_next_key, test_neighbour,
+          test_publish, test_map_free, test_free, test_unload, test_growth, test_torn,
+          test_net_exit, test_namespace)

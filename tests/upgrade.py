@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Cases of upgrade.sh; the hosts and the ruleset are up"""
-import traceback
 
-from lib import (Fields, check, counted, end, expect, netns, not_ok, on, run, tcp_pair, udp_socket,
-                 unload, wait_for)
+from lib import (Fields, check, counted, expect, on, run_tests, tcp_pair, udp_socket, unload,
+                 wait_for)
 from flows import CLIENT, SERVER, TcpFlow, UdpFlow, conntrack, ports
 
 MAX = "/proc/sys/net/netfilter/nf_conntrack_max"
@@ -106,11 +105,4 @@ def test_reboot():
     check("reboot: and are on XDP again", by_xdp(*flows))
 
 
-for test in (test_reload, test_ruleset, test_full, test_flushed, test_reboot):
-    try:
-        test()
-    except (OSError, RuntimeError, AttributeError, TypeError, KeyError):
-        not_ok(f"{test.__name__} ends", traceback.format_exc())
-with netns("router"):
-    run("xdp_ct detach rc rs")
-end()
+run_tests(test_reload, test_ruleset, test_full, test_flushed, test_reboot)

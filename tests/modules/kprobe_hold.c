@@ -4,8 +4,9 @@
  * have something else happen just then: forced order for races
  *
  * Write 1 to the parameter armed; held turns 1 when the next one to enter
- * @symbol is held, with preemption disabled; write 1 to release. Nobody is held
- * for longer than @ms. Who enters the function @counted is counted in hits.
+ * @symbol, or the task @pid if that is not 0, is held, with preemption disabled;
+ * write 1 to release. Nobody is held for longer than @ms. Who enters the function
+ * @counted is counted in hits.
  */
 #include <linux/atomic.h>
 #include <linux/kprobes.h>
@@ -18,6 +19,8 @@ static char *counted;
 module_param(counted, charp, 0400);
 static unsigned int ms = 10000;
 module_param(ms, uint, 0400);
+static int pid;
+module_param(pid, int, 0600);
 static int armed;
 module_param(armed, int, 0600);
 static int held;
@@ -31,7 +34,7 @@ static int hold(struct kprobe *p, struct pt_regs *regs)
 {
 	ktime_t end = ktime_add_ms(ktime_get(), ms);
 
-	if (cmpxchg(&armed, 1, 0) != 1)
+	if ((pid && current->pid != pid) || cmpxchg(&armed, 1, 0) != 1)
 		return 0;
 	WRITE_ONCE(release, 0);
 	WRITE_ONCE(held, 1);
