@@ -13,7 +13,9 @@ program_of()
 	on router ip -d link show dev "$1" | sed -n 's/.*prog\/xdp id \([0-9]*\).*/\1/p'
 }
 
-# iperf NAME ARGS...: must arrive whole, by XDP to 99 of 100
+LEAST=$((PATIENCE == 1 ? 99 : 95))
+
+# iperf NAME ARGS...: must arrive whole, by XDP to 99 of 100; 95 where it is less
 iperf()
 {
 	local name=$1 before_xdp before_all xdp all out
@@ -22,13 +24,13 @@ iperf()
 	before_xdp=$(redirected rc rs)
 	on router conntrack -F 2> /dev/null
 	before_all=$(accounted)
-	out=$(on client timeout 60 iperf3 -J -c 203.0.113.2 "$@" 2>&1)
+	out=$(on client timeout $((60 * PATIENCE)) iperf3 -J -c 203.0.113.2 "$@" 2>&1)
 	result $? "$name: iperf3 ends well" "$out"
 	xdp=$(($(redirected rc rs) - before_xdp))
 	all=$(($(accounted) - before_all))
-	[ "$xdp" -ge 500 ] && [ $((100 * xdp)) -ge $((99 * all)) ] && [ "$xdp" -le "$all" ]
-	result $? "$name: 99 of 100 packets by XDP, all accounted" \
-		"expected: 99 of 100 packets, 500 at least
+	[ "$xdp" -ge 500 ] && [ $((100 * xdp)) -ge $((LEAST * all)) ] && [ "$xdp" -le "$all" ]
+	result $? "$name: $LEAST of 100 packets by XDP, all accounted" \
+		"expected: $LEAST of 100 packets, 500 at least
 got:      $xdp by XDP of $all"
 	echo "# $name: $xdp of $all packets by XDP"
 }
@@ -149,8 +151,8 @@ done
 equal "status: --json is JSON, with both devices" 2 \
 	"$(on router xdp_ct status --json rc rs | jq '[.devices[] | select(.attached)] | length')"
 # by volume: what ends by the clock ends with resets, and a window of data on the way
-iperf "TCP" -n 20M
-iperf "TCP back" -n 20M -R
+iperf "TCP" -n "$(few 20)M"
+iperf "TCP back" -n "$(few 20)M" -R
 iperf "UDP" -u -b 10M -l 200 -t 2
 equal "stats: veth has counted the same" "$(redirected rc rs)" "$(counted)"
 
@@ -221,8 +223,8 @@ equal "detach --json: all that are left" '[["rs",false]]' \
 	"$(on router xdp_ct detach --json | jq -c '.devices | map([.dev, .attached])')"
 
 on router xdp_ct attach rc rs --strict-tcp
-iperf "TCP, strict" -n 20M
-iperf "TCP back, strict" -n 20M -R
+iperf "TCP, strict" -n "$(few 20)M"
+iperf "TCP back, strict" -n "$(few 20)M" -R
 equal "TCP, strict: all was in the windows" null "$(on router xdp_ct stats --json | jq '.rc.tcp_window')"
 on router xdp_ct detach
 
