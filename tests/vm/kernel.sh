@@ -63,6 +63,12 @@ if ! fresh "$obj/.config.stamp" "$key"; then
 		"$ksrc/scripts/kconfig/merge_config.sh" -m -O "$obj" "$obj/.config" $fragments &&
 		kmake olddefconfig
 	} >> "$log" 2>&1 || failed "cannot configure the kernel"
+	# the last word on each symbol
+	# shellcheck disable=SC2086
+	lost=$(sed -n 's/^\(# \)\?\(CONFIG_[A-Z0-9_]*\).*/\2 &/p' $fragments |
+		awk '{ want[$1] = substr($0, length($1) + 2) } END { for (s in want) print want[s] }' |
+		grep -v '^#' | grep -vxFf "$obj/.config")
+	[ -z "$lost" ] || die "this kernel does not have what is wanted: $lost"
 	stamp "$obj/.config.stamp" "$key"
 fi
 
