@@ -31,9 +31,12 @@ def udp_frames(sport, dport=53):
 
 
 def open_flow(sport, dport=53):
-    """Without sockets"""
+    """Without sockets; from one CPU, or the answer may come first"""
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {0})
     for wire, data in zip(wires(), udp_frames(sport, dport)):
         wire.send(data)
+    os.sched_setaffinity(0, cpus)
 
 
 class UdpFlow:

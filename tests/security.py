@@ -164,6 +164,7 @@ def test_hash():
     check("hash: keys that share a bucket of one map are all over the other",
           len(chosen) == 60 and len(places) > 45, len(places))
     on("router", "conntrack -F 2>/dev/null")
+    wait_for(lambda: not list(first.keys()))
 
 
 def syns(count):
