@@ -984,8 +984,8 @@ static bool flowmap_neigh_usable(const struct neighbour *neigh)
 	return (READ_ONCE(neigh->nud_state) & NUD_VALID) && !READ_ONCE(neigh->dead);
 }
 
-/* Is it to be tried again? If there is none, for want of room, each second */
-static bool flowmap_neigh_resolved(const struct flowmap_entry *e)
+/* May it be resolved by now? If there is none, for want of room, each second */
+static bool flowmap_neigh_again(const struct flowmap_entry *e)
 {
 	return e->neigh ? flowmap_neigh_usable(e->neigh) :
 	       (u32)jiffies - READ_ONCE(e->stamp) >= HZ;
@@ -1078,7 +1078,7 @@ static noinline void *flowmap_lookup_special(struct flowmap_entry *e,
 	if (!needs)
 		return ERR_PTR(-EAGAIN);
 	/* resolved by now, another path, no chain: to be published anew */
-	if (((needs & BPF_FLOWMAP_NO_NEIGH) && flowmap_neigh_resolved(e)) ||
+	if (((needs & BPF_FLOWMAP_NO_NEIGH) && flowmap_neigh_again(e)) ||
 	    ((needs & BPF_FLOWMAP_HOOKS) && !flowmap_hooked(flowmap_flow_of(e), e->dir)) ||
 	    flowmap_paths_changed(e))
 		flow_offload_teardown(flowmap_flow_of(e)->flow);
