@@ -104,14 +104,14 @@ transfer()
 
 iperf_tcp()
 {
-	on client timeout $((60 * PATIENCE)) iperf3 -J -c 203.0.113.2 -t "$SECONDS_EACH" > /tmp/iperf.json &&
+	on client timeout "$MINUTE" iperf3 -J -c 203.0.113.2 -t "$SECONDS_EACH" > /tmp/iperf.json &&
 		jq -e '.end.sum_sent.bytes > 0 and .end.sum_sent.bytes - .end.sum_received.bytes < 4e6' \
 			/tmp/iperf.json > /dev/null
 }
 
 iperf_udp()
 {
-	on client timeout $((60 * PATIENCE)) iperf3 -J -c 203.0.113.2 -u -b 10M -w 2M -t "$SECONDS_EACH" > /tmp/iperf.json &&
+	on client timeout "$MINUTE" iperf3 -J -c 203.0.113.2 -u -b 10M -w 2M -t "$SECONDS_EACH" > /tmp/iperf.json &&
 		jq -e '.end.sum.packets > 0 and .end.sum.lost_packets == 0' /tmp/iperf.json > /dev/null
 }
 
@@ -119,9 +119,9 @@ iperf_udp()
 forward()
 {
 	rm -f /tmp/forwarded
-	on client timeout $((60 * PATIENCE)) socat -u TCP4-LISTEN:80,reuseaddr CREATE:/tmp/forwarded &
+	on client timeout "$MINUTE" socat -u TCP4-LISTEN:80,reuseaddr CREATE:/tmp/forwarded &
 	wait_until on client sh -c 'ss -ltn | grep -q :80'
-	on server timeout $((60 * PATIENCE)) socat -u OPEN:/tmp/file TCP4:203.0.113.1:8080 && wait $! &&
+	on server timeout "$MINUTE" socat -u OPEN:/tmp/file TCP4:203.0.113.1:8080 && wait $! &&
 		cmp -s /tmp/file /tmp/forwarded
 }
 
@@ -137,7 +137,7 @@ ftp()
 	else
 		set -- put /tmp/file -o /upload/got
 	fi
-	on client timeout $((60 * PATIENCE)) lftp -c "set ftp:passive-mode $mode; set net:max-retries 2; set net:timeout 20
+	on client timeout "$MINUTE" lftp -c "set ftp:passive-mode $mode; set net:max-retries 2; set net:timeout 20
 		open ftp://203.0.113.2; $*" > /tmp/lftp.log 2>&1 &&
 		cmp -s /tmp/file "$([ "$1" = get ] && echo /tmp/got || echo /srv/ftp/upload/got)"
 }

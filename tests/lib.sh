@@ -30,6 +30,7 @@ dmesg -C
 # Kernels with sanitizers take their time
 PATIENCE=1
 [ "${VM_KERNEL:-flowmap}" = flowmap ] || PATIENCE=6
+export MINUTE=$((60 * PATIENCE)) # seconds
 
 # few N: and of what there could be any number, a tenth is enough there
 few()
