@@ -11,15 +11,15 @@ import re
 import socket
 import struct
 
-from lib import (BPF_EXIST, EXIT, MAP_LOOKUP_AND_DELETE_BATCH, SIOCADDRT, SIOCDARP, SIOCDELRT,
-                 SIOCSARP, SIOCSIFFLAGS, SIOCSIFHWADDR, SIOCSIFMTU, TEST_XDP_LIVE_FRAMES, UDP,
-                 XDP_PASS, Iterator, Lookup, Map, Prog, arpreq, check, credit, delete_module,
+from lib import (BPF_EXIST, EXIT, MAP_LOOKUP_AND_DELETE_BATCH, MODULE, SIOCADDRT, SIOCDARP,
+                 SIOCDELRT, SIOCSARP, SIOCSIFFLAGS, SIOCSIFHWADDR, SIOCSIFMTU, TEST_XDP_LIVE_FRAMES,
+                 UDP, XDP_PASS, Iterator, Lookup, Map, Prog, arpreq, check, credit, delete_module,
                  expect, frame, ifreq, ipv4, loaded, mac, movi, netns, on, parse_value, program,
                  run, run_tests, sockaddr, syscall, sysfs, udp, unload, wait_for)
 from flows import (CLIENT, ROUTER, RS, RS_MAC, SERVER, SERVER_MAC, TcpFlow, UdpFlow, gone, proc_maps,
                    published, router_map, value)
 
-DEBUG, MODULE = "/sys/kernel/debug/", "nf_flow_table_bpf_flowmap"
+DEBUG = "/sys/kernel/debug/"
 NTH = os.open("/proc/thread-self/fail-nth", os.O_RDWR)
 MEMORY = (errno.ENOMEM, errno.ENOBUFS)
 
@@ -197,10 +197,12 @@ def test_exhausted():
     before = value(m, UdpFlow().key)
     write("/sys/kernel/slab/flowmap_flow/failslab", 1)
     write(f"{DEBUG}failslab/cache-filter", "Y")
-    with failing("failslab"):
-        flows = [UdpFlow() for _ in range(20)] + [TcpFlow()]
-        went = all(f.talk() for f in flows)
-    write(f"{DEBUG}failslab/cache-filter", "N")
+    try:
+        with failing("failslab"):
+            flows = [UdpFlow() for _ in range(20)] + [TcpFlow()]
+            went = all(f.talk() for f in flows)
+    finally:
+        write(f"{DEBUG}failslab/cache-filter", "N")
     check("exhausted: before, flows are published", before)
     check("exhausted: connections work without it", went)
     check("exhausted: none is in the map", all(gone(m, f) for f in flows))

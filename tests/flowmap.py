@@ -18,8 +18,8 @@ from lib import (ACK, BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_F_NUMA_NODE, BPF_F_RDO
                  csum, expect, fails, ipv4, jeqi, load, mac, make_key, map_by_id, movi, netns,
                  not_ok, on, parse_key, parse_value, run, run_tests, sysctl, tcp, udp, wait_for,
                  with_facts)
-from flows import (CLIENT, RC, ROUTER, RS, SERVER, TcpFlow, UdpFlow, conntrack, gone, proc_maps,
-                   programs, published, router_map, value)
+from flows import (CLIENT, CLIENT_MAC, RC, RC_MAC, ROUTER, RS, RS_MAC, SERVER, SERVER_MAC, TcpFlow,
+                   UdpFlow, conntrack, gone, proc_maps, programs, published, router_map, value)
 
 
 def same_packet(name, got, old, new, l3check, l4check):
@@ -123,11 +123,10 @@ def test_snat():
     if not check("snat: both directions are published", v and r, list(m.keys())):
         return
     expect("snat: original direction: flags, devices, header, MTU",
-           (SNAT, RS, mac(os.environ["SERVER_MAC"]), mac(os.environ["RS_MAC"]), b"\x08\0", 1500),
+           (SNAT, RS, mac(SERVER_MAC), mac(RS_MAC), b"\x08\0", 1500),
            (v.flags, v.ifindex, v.h_dest, v.h_source, v.h_proto, v.mtu))
     expect("snat: reply direction: flags, devices, header, MTU",
-           (SNAT | REPLY, RC, mac(os.environ["CLIENT_MAC"]), mac(os.environ["RC_MAC"]), b"\x08\0",
-            1500),
+           (SNAT | REPLY, RC, mac(CLIENT_MAC), mac(RC_MAC), b"\x08\0", 1500),
            (r.flags, r.ifindex, r.h_dest, r.h_source, r.h_proto, r.mtu))
     expect("snat: what is written is conntrack's reply tuple, mirrored",
            (ct.reply["dst"], ct.reply["dport"], ct.reply["src"], ct.reply["sport"]),
@@ -408,7 +407,7 @@ def test_bpftool():
     if check("bpftool: the dump has the flow", len(found) == 1, dump[:1]):
         k, v = found[0]["key"], found[0]["value"]
         expect("bpftool: by names, with what it is",
-               (socket.AF_INET, UDP, SNAT, RS, list(os.environ["SERVER_MAC"].split(":")), 1500),
+               (socket.AF_INET, UDP, SNAT, RS, list(SERVER_MAC.split(":")), 1500),
                (k["family"], k["l4proto"], v["flags"], v["ifindex"],
                 [f"{b:02x}" for b in v["h_dest"]], v["mtu"]))
         expect("bpftool: all fields of the value",
@@ -469,7 +468,7 @@ def test_stale():
         on("router", undo)
         check(f"stale: {name}: undone, the connection works and is published",
               wait_for(lambda f=flow: f.talk() and (v := find(f.key)) and
-                       parse_value(v).h_dest == mac(os.environ["SERVER_MAC"]), timeout=8),
+                       parse_value(v).h_dest == mac(SERVER_MAC), timeout=8),
               on("router", "ip neigh; ip route; ip link; conntrack -L 2>&1"))
 
     flow = UdpFlow()

@@ -553,6 +553,7 @@ def ifreq(dev, layout, *args):
 
 TOY, BARE = MODULAR_LOCAL, MODULAR_LOCAL + 1
 MODULAR_SYSFS = "/sys/kernel/bpf/modular_maps/"
+MODULE = "nf_flow_table_bpf_flowmap"
 
 
 def toy(key_size=8, value_size=8, max_entries=64, **kwargs):

@@ -9,14 +9,13 @@ import struct
 import subprocess
 import time
 
-from lib import (COUNTERS, DNAT, FIN, LOOKUP, SNAT, UDP, Lookup, Map, Prog, address, calls, check,
-                 child, csum, delete_module, errno_of, expect, frame, ifindex, ipv4, mac, make_key,
-                 netns, on, parse_key, parse_value, raw_socket, run, run_tests, sysfs, udp, unload,
-                 wait_for, with_facts)
+from lib import (COUNTERS, DNAT, FIN, LOOKUP, MODULE, SNAT, UDP, Lookup, Map, Prog, address, calls,
+                 check, child, csum, delete_module, errno_of, expect, frame, ifindex, ipv4, mac,
+                 make_key, netns, on, parse_key, parse_value, raw_socket, run, run_tests, sysfs,
+                 udp, unload, wait_for, with_facts)
 from flows import (CLIENT, CLIENT_MAC, RC, RC_MAC, RS_MAC, SERVER, SERVER_MAC, UdpFlow, gone, ports,
-                   published, router_map, value)
+                   published, router_map, value, wires)
 
-MODULE = "nf_flow_table_bpf_flowmap"
 PARAMETERS = "/sys/module/kprobe_hold/parameters/"
 MOMENT = 1 # seconds in which what must not happen would
 
@@ -382,15 +381,13 @@ def test_torn():
             src=", ".join("{} . {} : {} . {}".format(g.n, port, *g.source(port))
                           for g in every if g.snat for port in keys)))
     want = {(port, g.n): g.value(port) for port in keys for g in every}
-    wires = {"rc": raw_socket("client", "c0", receive=False),
-             "rs": raw_socket("server", "s0", receive=False),
-             "r2": raw_socket("server", "s2", receive=False)}
+    ends = dict(zip(("rc", "rs"), wires()), r2=raw_socket("server", "s2", receive=False))
 
     def publish(port, g):
         """True if the key has a value now"""
-        wires["rc"].send(frame(RC_MAC, CLIENT_MAC, g.packet((CLIENT, port), (SERVER, 53))))
+        ends["rc"].send(frame(RC_MAC, CLIENT_MAC, g.packet((CLIENT, port), (SERVER, 53))))
         back = frame(g.src, g.dst, g.packet(g.to, g.source(port)))
-        wires[g.real].send(back[:12] + g.encap + back[12:])
+        ends[g.real].send(back[:12] + g.encap + back[12:])
         return wait_for(lambda: value(m, keys[port]), timeout=0.5)
 
     def read(get):

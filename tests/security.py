@@ -9,17 +9,15 @@ import re
 import struct
 import time
 
-from lib import (ACK, BPF_EXIST, BPF_F_RDONLY, BPF_F_WRONLY, EXIT, FIN, NO_NEIGH, PATIENCE, RST,
-                 SYN, TCP, UDP, Lookup, Map, Prog, address, check, counted, credit, expect, fails,
-                 frame, ipv4, mac, make_key, map_by_id, map_ids, movi, netns, obj_get, on, program,
-                 raw_socket, received, run, run_tests, tcp, udp, udp_socket, wait_for)
-from flows import (CLIENT, RC, ROUTER, SERVER, TcpFlow, UdpFlow, conntrack, open_flow, proc_maps,
-                   published, router_map, value)
+from lib import (ACK, BPF_EXIST, BPF_F_RDONLY, BPF_F_WRONLY, EXIT, FIN, MODULE, NO_NEIGH, PATIENCE,
+                 RST, SYN, TCP, UDP, Lookup, Map, Prog, address, check, counted, credit, expect,
+                 fails, frame, ipv4, mac, make_key, map_by_id, map_ids, movi, netns, obj_get, on,
+                 program, raw_socket, received, run, run_tests, tcp, udp, udp_socket, wait_for)
+from flows import (CLIENT, CLIENT_MAC, RC, RC_MAC, ROUTER, RS_MAC, SERVER, SERVER_MAC, TcpFlow,
+                   UdpFlow, conntrack, open_flow, proc_maps, published, router_map, value)
 
-MODULE = "nf_flow_table_bpf_flowmap"
 NOBODY = 65534
 OTHER = "02:00:de:ad:be:ef"
-MACS = {name: os.environ[name + "_MAC"] for name in ("CLIENT", "RC", "RS", "SERVER")}
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -174,7 +172,7 @@ def syns(count):
         src, port = f"10.0.1.{rand.randrange(3, 250)}", rand.randrange(1024, 65536)
         packet = ipv4(src, SERVER, UDP, udp(src, SERVER, port, 53, b"x")) if i % 2 else \
             ipv4(src, SERVER, TCP, tcp(src, SERVER, port, 80, SYN, seq=i))
-        yield frame(MACS["RC"], MACS["CLIENT"], packet)
+        yield frame(RC_MAC, CLIENT_MAC, packet)
 
 
 def test_flood():
@@ -200,7 +198,7 @@ def test_flood():
 def from_server(flow, flags, seq, **kwargs):
     """A frame of the server's side of the connection, by whoever is on its wire"""
     segment = tcp(SERVER, ROUTER, flow.port, 8080, flags, seq, **kwargs)
-    return frame(MACS["RS"], MACS["SERVER"], ipv4(SERVER, ROUTER, TCP, segment))
+    return frame(RS_MAC, SERVER_MAC, ipv4(SERVER, ROUTER, TCP, segment))
 
 
 def after(flags):
@@ -235,18 +233,18 @@ def test_spoofed():
     wire.send(bytes(broken))
     check("spoofed TTL and header checksum: the flow stays", published(m, flow) and flow.talk())
     first = ipv4(SERVER, ROUTER, TCP, tcp(SERVER, ROUTER, flow.port, 8080, RST, 1), frag=0x2000)
-    wire.send(frame(MACS["RS"], MACS["SERVER"], first))
+    wire.send(frame(RS_MAC, SERVER_MAC, first))
     time.sleep(0.1 * PATIENCE)
     check("spoofed fragment with RST: the flow stays", published(m, flow) and flow.talk())
     wrong = bytearray(from_server(flow, ACK, 1, payload=b"payload"))
     wrong[6:12] = mac(OTHER)
     wire.send(bytes(wrong))
     expect("spoofed source MAC address: replies go where they went",
-           MACS["SERVER"].replace(":", ""), value(m, flow.reply).h_dest.hex())
+           SERVER_MAC.replace(":", ""), value(m, flow.reply).h_dest.hex())
     elsewhere = bytearray(from_server(flow, ACK, 1, payload=b"payload"))
     elsewhere[0:6] = mac(OTHER)
     segment = tcp(SERVER, ROUTER, flow.port, 8080, ACK, 1, payload=b"payload")
-    last_hop = frame(MACS["RS"], MACS["SERVER"], ipv4(SERVER, ROUTER, TCP, segment, ttl=1))
+    last_hop = frame(RS_MAC, SERVER_MAC, ipv4(SERVER, ROUTER, TCP, segment, ttl=1))
     watch = raw_socket("client", "c0")
     received(watch)  # what is on its way
     wire.send(last_hop)
@@ -262,7 +260,7 @@ def test_spoofed():
     wire.send(good)
     expect("the same with nothing spoofed: forwarded", 1,
            sum(f.endswith(b"payload") for f in received(watch)))
-    other_device = frame(MACS["RC"], MACS["CLIENT"],
+    other_device = frame(RC_MAC, CLIENT_MAC,
                          ipv4(SERVER, ROUTER, TCP, tcp(SERVER, ROUTER, flow.port, 8080, RST, 1)))
     raw_socket("client", "c0", receive=False).send(other_device)
     time.sleep(0.1 * PATIENCE)
@@ -281,7 +279,7 @@ def claimed():
     for _ in range(3):
         flow.client.sendto(b"to", (SERVER, flow.port))
         sent += [f[:6].hex(":") for f in received(wire) if f[12:14] == b"\x08\0" and f[23] == UDP]
-    on("router", f"ip neigh replace {SERVER} dev rs lladdr {MACS['SERVER']} nud reachable")
+    on("router", f"ip neigh replace {SERVER} dev rs lladdr {SERVER_MAC} nud reachable")
     return neighbour, sent
 
 

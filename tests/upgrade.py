@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Cases of upgrade.sh; the hosts and the ruleset are up"""
 
-from lib import (Fields, check, counted, expect, on, run_tests, tcp_pair, udp_socket, unload,
-                 wait_for)
+from lib import (MODULE, Fields, check, counted, expect, on, run_tests, tcp_pair, udp_socket,
+                 unload, wait_for)
 from flows import CLIENT, SERVER, TcpFlow, UdpFlow, conntrack, ports
 
 MAX = "/proc/sys/net/netfilter/nf_conntrack_max"
@@ -26,7 +26,7 @@ def test_reload():
     check("reload: connections go by XDP", by_xdp(*flows))
     on("router", "xdp_ct detach rc rs")
     check("reload: without the program they go on", all(f.talk() for f in flows))
-    check("reload: the module unloads", unload("nf_flow_table_bpf_flowmap"))
+    check("reload: the module unloads", unload(MODULE))
     check("reload: without the module they go on", all(f.talk() for f in flows))
     attach()
     check("reload: with both they are on XDP again", by_xdp(*flows))
@@ -91,7 +91,7 @@ def test_reboot():
     check("reboot: connections go by XDP", by_xdp(*flows))
     on("router", "ip link set dev rc down && ip link set dev rs down && xdp_ct detach rc rs && "
        "nft flush ruleset && conntrack -F 2> /dev/null && ip neigh flush all nud all")
-    check("reboot: the module unloads", unload("nf_flow_table_bpf_flowmap"))
+    check("reboot: the module unloads", unload(MODULE))
     forward.server.sendall(b"down")
     out[0].sendall(b"down")
     expect("reboot: nothing is left", ["0", ""],
