@@ -506,6 +506,11 @@ static bool flowmap_fill_way(struct bpf_flowmap_value *v, const struct net_devic
 	if (neigh)
 		neigh_ha_snapshot(v->h_dest, neigh, dev);
 	egress = flowmap_fill_path(v, dev, &watch);
+	/* in another namespace its number is somebody else's; it may move back */
+	if (egress && !net_eq(dev_net(egress), dev_net(dev))) {
+		watch = true;
+		egress = NULL;
+	}
 	if (!egress) {
 		eth_zero_addr(v->h_source);
 		memset(v->encap, 0, sizeof(v->encap));
