@@ -65,7 +65,7 @@
 #include <net/tcp.h>
 #include <uapi/linux/bpf_flowmap.h>
 
-/* Sixteen million entries: 128 MiB of buckets */
+/* Sixteen million entries: 64 MiB of buckets */
 #define FLOWMAP_MAX_ENTRIES	0x1000000
 #define FLOWMAP_MAP_FLAGS	BPF_F_NUMA_NODE
 #define FLOWMAP_FAMILIES	(BPF_FLOWMAP_IPV4 | BPF_FLOWMAP_IPV6)
@@ -1027,6 +1027,18 @@ static noinline bool flowmap_paths_changed(struct flowmap_entry *e)
 		flowmap_path_changed(&flowmap_flow_of(e)->entry[!e->dir]));
 }
 
+/* Of a route that has a path MTU already, a lower one is written in place */
+static bool flowmap_mtu_fell(struct flowmap_entry *e)
+{
+	const struct dst_entry *dst = flowmap_tuple(e, flowmap_flow_of(e)->flow)->dst_cache;
+
+	if (!dst)
+		return false;
+	if (e->value.h_proto == htons(ETH_P_IPV6))
+		return dst_mtu(dst) < e->value.mtu;
+	return ip_dst_mtu_maybe_forward(dst, true) < e->value.mtu;
+}
+
 static noinline void flowmap_refresh(struct flowmap_entry *e)
 {
 	WRITE_ONCE(e->stamp, (u32)jiffies);
@@ -1038,8 +1050,8 @@ static noinline void flowmap_refresh(struct flowmap_entry *e)
 	 */
 	if (e->neigh)
 		neigh_event_send_probe(e->neigh, NULL, false);
-	/* nobody tells of chains, nor of priorities set by ioctl: from the next packet on */
-	if (flowmap_hooked(flowmap_flow_of(e), e->dir) ||
+	/* nobody tells of chains, path MTUs and priorities set by ioctl: from the next packet on */
+	if (flowmap_hooked(flowmap_flow_of(e), e->dir) || flowmap_mtu_fell(e) ||
 	    (e->value.encap[0].proto && flowmap_path_changed(e)))
 		flow_offload_teardown(flowmap_flow_of(e)->flow);
 }
