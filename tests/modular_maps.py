@@ -15,8 +15,8 @@ from lib import (BARE, BPF_EXIST, BPF_F_RDONLY_PROG, BPF_F_SLEEPABLE, BPF_F_TOKE
                  MODULAR_LOCAL, PROG_KPROBE, PROG_SOCKET_FILTER, PROG_SYSCALL, PROG_TRACING,
                  RAW_TRACEPOINT_OPEN, TOKEN_CREATE, TOY, UPDATE, Fd, Iterator, Lookup, Map,
                  MemoryCgroup, Prog, addi, bare, bpf, btf_id, call, calls, check, child,
-                 delete_module, errno_of, expect, fails, jeqi, ld_map, loaded, map_by_id, mov, movi,
-                 not_ok, obj_get, program, run, run_tests, skip, storei, syscall, sysfs, toy,
+                 delete_module, errno_of, expect, fails, insn, jeqi, ld_map, loaded, map_by_id, mov,
+                 movi, not_ok, obj_get, program, run, run_tests, skip, storei, syscall, sysfs, toy,
                  unload, wait_for, with_caps)
 
 
@@ -387,14 +387,18 @@ def test_refused():
           struct.pack("=i", t.fd))
     for what, type_, flags in (("a socket filter", PROG_SOCKET_FILTER, 0),
                                ("a kprobe", PROG_KPROBE, 0),
-                               ("a sleepable program", PROG_SYSCALL, BPF_F_SLEEPABLE)):
+                               ("a program that may sleep", PROG_SYSCALL, BPF_F_SLEEPABLE)):
         err, log = log_of(calls(m, LOOKUP), type=type_, flags=flags)
         check(f"refused: {what} with a flowmap, by the type's name",
               err == errno.EINVAL and "map type flowmap cannot be used by" in log, f"{err} {log}")
+    # sched_cls, sched_act, xdp: none of which can be sleepable
+    expect("refused: by all but networking programs", ["3", "4", "6"],
+           sysfs("flowmap", "prog_types"))
     text = Map(type=MAP_ARRAY, key_size=4, value_size=8, max_entries=1, flags=BPF_F_RDONLY_PROG)
     text.freeze()
     for what, code in (
             ("stores to", [storei(8, 0, 0, 5)]),
+            ("adds atomically to", [movi(1, 1), insn(0xdb, 0, 1)]),
             ("has bpf_fib_lookup() write to",
              [mov(1, 6), mov(2, 0), movi(3, 64), movi(4, 0), call(69)]),
             ("has bpf_snprintf_btf() write to",
