@@ -472,6 +472,13 @@ def test_stale():
               on("router", "ip neigh; ip route; ip link; conntrack -L 2>&1"))
 
     flow = UdpFlow()
+    first = value(m, flow.key).ct_id
+    on("router", "conntrack -D -p udp --orig-src 10.0.1.2 2>/dev/null")
+    check("stale: a connection in the place of one that was deleted is published",
+          wait_for(lambda: flow.talk() and (v := value(m, flow.key)) and v.ct_id != first and
+                   v.ct_id == conntrack("udp", flow.port).id))
+
+    flow = UdpFlow()
     on("router", f"conntrack -U -p udp --orig-src 10.0.1.2 --orig-port-src {flow.port} "
        "--mark 77 2>/dev/null")
     got = find(flow.key)
