@@ -8,10 +8,12 @@ import functools
 import os
 import re
 
-from lib import (ACK, TCP, UDP, Fields, Map, Prog, frame, ifindex, ipv4, make_key, netns, obj_get,
-                 on, parse_value, raw_socket, run, tcp_pair, udp, udp_socket)
+from lib import (ACK, TCP, UDP, Fields, Map, Prog, ifindex, ip_frame, make_key, netns, obj_get, on,
+                 parse_value, raw_socket, run, tcp_pair, udp, udp_socket)
 
 CLIENT, SERVER, ROUTER, INSIDE = "10.0.1.2", "203.0.113.2", "203.0.113.1", "10.0.1.1"
+IP = Fields(client=CLIENT, server=SERVER, router=ROUTER, over="")
+IP6 = Fields(client="fd00:1::2", server="fd00:2::2", router="fd00:2::1", over=" over IPv6")
 RC, RS = ifindex("router", "rc"), ifindex("router", "rs")
 CLIENT_MAC, RC_MAC, RS_MAC, SERVER_MAC = (os.environ[name + "_MAC"]
                                           for name in ("CLIENT", "RC", "RS", "SERVER"))
@@ -24,32 +26,34 @@ def wires():
     return raw_socket("client", "c0", receive=False), raw_socket("server", "s0", receive=False)
 
 
-def udp_frames(sport, dport=53):
+def udp_frames(sport, dport=53, ip=IP):
     """What opens a connection: the client's and the server's"""
-    return (frame(RC_MAC, CLIENT_MAC, ipv4(CLIENT, SERVER, UDP, udp(CLIENT, SERVER, sport, dport))),
-            frame(RS_MAC, SERVER_MAC, ipv4(SERVER, ROUTER, UDP, udp(SERVER, ROUTER, dport, sport))))
+    return (ip_frame(RC_MAC, CLIENT_MAC, ip.client, ip.server, UDP,
+                     udp(ip.client, ip.server, sport, dport)),
+            ip_frame(RS_MAC, SERVER_MAC, ip.server, ip.router, UDP,
+                     udp(ip.server, ip.router, dport, sport)))
 
 
-def open_flow(sport, dport=53):
+def open_flow(sport, dport=53, ip=IP):
     """Without sockets; from one CPU, or the answer may come first"""
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {0})
-    for wire, data in zip(wires(), udp_frames(sport, dport)):
+    for wire, data in zip(wires(), udp_frames(sport, dport, ip)):
         wire.send(data)
     os.sched_setaffinity(0, cpus)
 
 
 class UdpFlow:
     """client:port to server:port through the masquerade, both ways once"""
-    def __init__(self, talk=True, port=None, server=SERVER):
+    def __init__(self, talk=True, port=None, ip=IP):
         self.port = port or next(ports)
-        self.to = (server, self.port)
-        self.client = udp_socket("client", CLIENT, self.port)
+        self.to = (ip.server, self.port)
+        self.client = udp_socket("client", ip.client, self.port)
         self.server = udp_socket("server", *self.to)
         if talk:
             self.talk()
-        self.key = make_key(RC, UDP, CLIENT, self.port, *self.to)
-        self.reply = make_key(RS, UDP, *self.to, ROUTER, self.port)
+        self.key = make_key(RC, UDP, ip.client, self.port, *self.to)
+        self.reply = make_key(RS, UDP, *self.to, ip.router, self.port)
 
     def close(self):
         self.client.close()
@@ -68,12 +72,12 @@ class UdpFlow:
 
 class TcpFlow:
     """server to the port forward, the client answers"""
-    def __init__(self):
-        self.server, self.client = tcp_pair("server", "client", CLIENT, 80, (ROUTER, 8080))
-        self.port = self.server.getsockname()[1]
+    def __init__(self, ip=IP):
+        self.server, self.client = tcp_pair("server", "client", ip.client, 80, (ip.router, 8080))
+        self.port, self.ip = self.server.getsockname()[1], ip
         self.talk()
-        self.key = make_key(RS, TCP, SERVER, self.port, ROUTER, 8080, tcp_flags=ACK)
-        self.reply = make_key(RC, TCP, CLIENT, 80, SERVER, self.port, tcp_flags=ACK)
+        self.key = make_key(RS, TCP, ip.server, self.port, ip.router, 8080, tcp_flags=ACK)
+        self.reply = make_key(RC, TCP, ip.client, 80, ip.server, self.port, tcp_flags=ACK)
 
     def talk(self):
         self.server.sendall(b"to")

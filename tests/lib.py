@@ -235,9 +235,9 @@ class Fd:
         bpf(OBJ_PIN, struct.pack("=QII", _addr(name), self.fd, 0))
 
 
-def obj_get(path, kind=Fd, **kwargs):
+def obj_get(path, kind=Fd, flags=0, **kwargs):
     name = _buf(path.encode() + b"\0")
-    return kind(fd=bpf(OBJ_GET, struct.pack("=QII", _addr(name), 0, 0))[0], **kwargs)
+    return kind(fd=bpf(OBJ_GET, struct.pack("=QII", _addr(name), 0, flags))[0], **kwargs)
 
 
 class Map(Fd):
@@ -635,9 +635,9 @@ def parse_value(data):
 def make_key(ifindex, proto, saddr, sport, daddr, dport, len=100, tcp_flags=0, flags=0, **other):
     f = dict.fromkeys(KEY_FIELDS, 0)
     f.update(encap0=bytes(2), encap1=bytes(2))
-    f.update(ifindex=ifindex, family=socket.AF_INET, l4proto=proto, len=len, flags=flags,
+    f.update(ifindex=ifindex, family=family(saddr), l4proto=proto, len=len, flags=flags,
              tcp_flags=tcp_flags, sport=sport.to_bytes(2, "big"), dport=dport.to_bytes(2, "big"),
-             addr=socket.inet_aton(saddr) + socket.inet_aton(daddr))
+             addr=address(saddr) + address(daddr))
     f.update(other)
     return KEY.pack(*f.values())
 
@@ -665,10 +665,14 @@ def csum(data, start=0):
     return total % 0xffff or (0xffff if total else 0)
 
 
+def family(text):
+    return socket.AF_INET6 if ":" in text else socket.AF_INET
+
+
 @functools.cache
 def address(text):
     """Of IPv4 or IPv6, as bytes"""
-    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    return socket.inet_pton(family(text), text)
 
 
 def mac(text):
@@ -718,6 +722,15 @@ def tcp(src, dst, sport, dport, flags=ACK, seq=0, ack=0, payload=b"", doff=5, wi
 
 def frame(dst, src, packet, proto=0x0800):
     return mac(dst) + mac(src) + struct.pack("!H", proto) + packet
+
+
+def ip_frame(to, by, src, dst, proto, payload, vlan=0, **kwargs):
+    """With IPv4 or IPv6, as the addresses are"""
+    make, ethertype = (ipv6, 0x86dd) if ":" in src else (ipv4, 0x0800)
+    packet = make(src, dst, proto, payload, **kwargs)
+    if vlan:
+        packet, ethertype = struct.pack("!HH", vlan, ethertype) + packet, 0x8100
+    return frame(to, by, packet, ethertype)
 
 
 def raw_socket(ns, dev, receive=True):
@@ -802,7 +815,7 @@ class Wire:
 
 def udp_socket(ns, addr, port, timeout=2):
     with netns(ns):
-        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        s = socket.socket(family(addr), socket.SOCK_DGRAM)
     s.bind((addr, port))
     s.settimeout(timeout * PATIENCE)
     return s
@@ -812,14 +825,14 @@ def tcp_pair(client, server, addr, port, to=None, timeout=5):
     """A connection from one namespace to a listener at addr and port in the
     other, by way of the address and port 'to' if given: (client, server)"""
     with netns(server):
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener = socket.socket(family(addr), socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((addr, port))
     listener.listen()
     timeout *= PATIENCE
     listener.settimeout(timeout)
     with netns(client):
-        c = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        c = socket.socket(family(addr), socket.SOCK_STREAM)
     c.settimeout(timeout)
     c.connect(to or (addr, port))
     s, _ = listener.accept()

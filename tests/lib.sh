@@ -229,6 +229,22 @@ hosts()
 	done
 }
 
+# The same hosts by IPv6, fd00:1::/64 and fd00:2::/64
+hosts6()
+{
+	local host
+
+	for host in client router server; do
+		on $host sysctl -qw net.ipv6.conf.all.disable_ipv6=0
+	done
+	on router sysctl -qw net.ipv6.conf.all.forwarding=1
+	on client ip addr add fd00:1::2/64 dev c0 nodad
+	on router ip addr add fd00:1::1/64 dev rc nodad
+	on router ip addr add fd00:2::1/64 dev rs nodad
+	on server ip addr add fd00:2::2/64 dev s0 nodad
+	on client ip route add default via fd00:1::1
+}
+
 # shellcheck disable=SC2120
 # ruleset [HOST]: what many routers have: masquerade, a port forward (8080 to
 # the client's 80), and flow add. FAST="" leaves flow add away.

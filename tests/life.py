@@ -13,13 +13,14 @@ import time
 
 from lib import (COUNTERS, EXIT, IPV4, IPV6, KEY_SKB, KEY_STACK, NEEDS_STACK, NO_NEIGH, PATIENCE,
                  TEST_XDP_LIVE_FRAMES, UDP, XDP_PASS, Fields, Iterator, Lookup, MemoryCgroup, Prog,
-                 check, counted, expect, fails, frame, ifindex, ipv4, make_key, movi, netns, on,
-                 parse_key, parse_value, program, run, run_tests, sysctl, udp, wait_for, with_facts)
-from flows import (CLIENT, CLIENT_MAC, RC, RC_MAC, ROUTER, RS, RS_MAC, SERVER, SERVER_MAC, TcpFlow,
-                   UdpFlow, conntrack, open_flow, programs, published, router_map, udp_frames,
-                   value, wires)
+                 check, counted, expect, fails, frame, ifindex, ip_frame, ipv4, ipv6, l4, make_key,
+                 movi, netns, on, parse_key, parse_value, program, raw_socket, run, run_tests,
+                 sysctl, udp, wait_for, with_facts)
+from flows import (CLIENT, CLIENT_MAC, IP, IP6, RC, RC_MAC, ROUTER, RS, RS_MAC, SERVER, SERVER_MAC,
+                   TcpFlow, UdpFlow, conntrack, open_flow, programs, published, router_map,
+                   udp_frames, value, wires)
 
-NO_XMIT, XFRM, TUNNEL = 1 << 9, 1 << 11, 1 << 12
+NO_XMIT, NO_ETHER, XFRM, TUNNEL = 1 << 9, 1 << 10, 1 << 11, 1 << 12
 IPS_FIXED_TIMEOUT = 1 << 10
 
 
@@ -46,7 +47,7 @@ def test_filters():
        "ip route add 10.0.1.0/24 via 198.51.100.1")
     rx = ifindex("router", "rx")
     maps = {dev: router_map(extra=dev << 32) for dev in (RS, rx)}
-    one, other = UdpFlow(), UdpFlow(server="198.51.100.2")
+    one, other = UdpFlow(), UdpFlow(ip=Fields(IP, server="198.51.100.2"))
     wait_for(other.talk)
     expect("filter: a map for a device has the flows of its flowtable, not of another",
            {RS: {(RC, one.port), (RS, one.port)}, rx: {(RC, other.port), (rx, other.port)}},
@@ -110,6 +111,25 @@ def test_flags():
     on("router", "ip route del 203.0.113.2 && xdp_ct detach")
     check("needs the stack: not any more without",
           wait_for(lambda: flow.talk() and find(flow.key)))
+
+    run("ip netns add lower && ip link add x9 netns lower type veth peer name s9 netns server")
+    on("lower", "ip link set dev x9 up && ip link add link x9 name x9.7 type vlan id 7 && "
+       "ip link set dev x9.7 netns router")
+    on("router", "ip addr add 198.51.100.1/24 dev x9.7 && ip link set dev x9.7 up")
+    on("server", "ethtool -K s9 gro on && ip link set dev s9 up && "
+       "ip link add link s9 name s9.7 type vlan id 7 && ip link set dev s9.7 up && "
+       "ip addr add 198.51.100.2/24 dev s9.7 && ip route add 10.0.1.0/24 via 198.51.100.1")
+    flow = UdpFlow(ip=Fields(IP, server="198.51.100.2"))
+    expect("needs the stack: a VLAN of a device in another namespace", (False, NO_ETHER, NO_ETHER),
+           reason(flow))
+    check("needs the stack: which has a number of its own",
+          value(m, flow.key).ifindex == ifindex("router", "x9.7"))
+    on("lower", "ip link set dev x9 netns router")
+    on("router", "ip link set dev x9 up && ip link set dev x9.7 up")
+    check("needs the stack: not any more when it is in the same",
+          wait_for(lambda: flow.talk() and find(flow.key)))
+    on("router", "ip link del dev x9")
+    run("ip netns del lower")
 
     on("router", "nft flush chain inet router forward")
     on("server", "ip route add 10.0.1.0/24 via 203.0.113.1")
@@ -204,6 +224,23 @@ def test_age():
     on("router", change + " --state LAST_ACK")
     time.sleep(1.1)
     expect("age: programs have it a second later", 6, parse_value(find(flow.key)).tcp_state)
+
+
+def test_pmtu():
+    """A route learns a path MTU, and then a lower one, in its place"""
+    m, flow, icmp = router_map(), UdpFlow(ip=IP6), socket.IPPROTO_ICMPV6
+    find, wire = Lookup(m), raw_socket("server", "s0", receive=False)
+    for mtu in (1400, 1300):
+        # as if it were about an echo request of the router's
+        body = struct.pack("!BBHI", 2, 0, 0, mtu) + ipv6(IP6.router, IP6.server, icmp,
+                                                         struct.pack("!BBHI", 128, 0, 0, 0))
+        wire.send(ip_frame(RS_MAC, SERVER_MAC, IP6.server, IP6.router, icmp,
+                           l4(IP6.server, IP6.router, icmp, body, 2)))
+
+        def fits(n):
+            return bool(find(with_facts(flow.key, len=n)))
+        check(f"path MTU of {mtu}: longer packets are the stack's, others not",
+              wait_for(lambda mtu=mtu, fits=fits: flow.talk() and fits(mtu) and not fits(mtu + 1)))
 
 
 def test_memory():
@@ -471,5 +508,5 @@ def test_mix_tcp():
     check("accounting: each of the three had some of it", min(ways) > 20, ways)
 
 
-run_tests(test_filters, test_flags, test_cpus, test_off, test_zones, test_age, test_memory,
-          test_sender, test_many, test_events, test_mix, test_mix_tcp)
+run_tests(test_filters, test_flags, test_cpus, test_off, test_zones, test_age, test_pmtu,
+          test_memory, test_sender, test_many, test_events, test_mix, test_mix_tcp)

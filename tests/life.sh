@@ -8,6 +8,7 @@
 . "$(dirname "$0")/lib.sh"
 
 hosts
+hosts6
 ruleset
 cases python3 "$TESTS/life.py"
 cleanup

@@ -6,15 +6,18 @@ import json
 import os
 import random
 import re
+import socket
 import struct
 import time
 
-from lib import (ACK, BPF_EXIST, BPF_F_RDONLY, BPF_F_WRONLY, EXIT, FIN, MODULE, NO_NEIGH, PATIENCE,
-                 RST, SYN, TCP, UDP, Lookup, Map, Prog, address, check, counted, credit, expect,
-                 fails, frame, ipv4, mac, make_key, map_by_id, map_ids, movi, netns, obj_get, on,
-                 program, raw_socket, received, run, run_tests, tcp, udp, udp_socket, wait_for)
-from flows import (CLIENT, CLIENT_MAC, RC, RC_MAC, ROUTER, RS_MAC, SERVER, SERVER_MAC, TcpFlow,
-                   UdpFlow, conntrack, open_flow, proc_maps, published, router_map, value)
+from lib import (ACK, BPF_EXIST, BPF_F_RDONLY, BPF_F_WRONLY, DELETE, EXIT, FIN, MODULE, NO_NEIGH,
+                 PATIENCE, RST, SYN, TCP, UDP, XDP_REDIRECT, Fields, Lookup, Map, Prog, address,
+                 calls, check, counted, credit, expect, fails, frame, ip_frame, ipv4, l4, mac,
+                 make_key, map_by_id, map_ids, movi, netns, obj_get, on, prog_of_device, program,
+                 raw_socket, received, run, run_tests, sysfs, tcp, udp, udp_socket, wait_for)
+from flows import (CLIENT, CLIENT_MAC, IP, IP6, RC, RC_MAC, RS_MAC, SERVER, SERVER_MAC, TcpFlow,
+                   UdpFlow, conntrack, gone, open_flow, proc_maps, published, router_map,
+                   udp_frames, value)
 
 NOBODY = 65534
 OTHER = "02:00:de:ad:be:ef"
@@ -62,7 +65,8 @@ def test_container():
     m, flow = router_map(), UdpFlow()
     m.pin("/sys/fs/bpf/flowmap")
     expect("container: is root there", [0, True],
-           in_container(lambda: [os.getuid(), bool(run("nft list ruleset; echo yes"))]))
+           in_container(lambda: [os.getuid(), "table inet t" in run(
+               "nft add table inet t && nft list ruleset")]))
     expect("container: creates no map", "EPERM", in_container(lambda: Map().fd))
     expect("container: loads no program", "EPERM",
            in_container(lambda: Prog(program(movi(0, 2), EXIT)).fd))
@@ -71,12 +75,26 @@ def test_container():
     expect("container: lists no maps", "EPERM", in_container(map_ids))
     expect("container: opens no pinned map", "EACCES",
            in_container(lambda: obj_get("/sys/fs/bpf/flowmap").fd))
-    expect("container: sees no map in its own /proc/net", [], in_container(proc_maps))
+    os.chmod("/sys/fs/bpf/flowmap", 0o444)
+
+    def by_pin(flags, use):
+        pinned = obj_get("/sys/fs/bpf/flowmap", Map, flags)
+        return bool(use(pinned))
+    expect("container: opens one that all may read, reads, and deletes nothing",
+           [True, "EPERM", "EACCES"],
+           [in_container(by_pin, BPF_F_RDONLY, lambda p: p.lookup(flow.key)),
+            in_container(by_pin, BPF_F_RDONLY, lambda p: p.delete(flow.key)),
+            in_container(by_pin, 0, lambda p: p.lookup(flow.key))])
     os.unlink("/sys/fs/bpf/flowmap")
+    expect("container: sees no map in its own /proc/net", [], in_container(proc_maps))
+    expect("container: but how many there are on the machine, in sysfs",
+           sysfs("flowmap", "maps"), in_container(sysfs, "flowmap", "maps"))
 
     before = entries(m)
     with netns("router2"):
         inner = Map()
+    expect("container: sees the map that the host has made there", [inner.info()["id"]],
+           in_container(lambda: [line[0] for line in proc_maps()], ns="router2"))
     inside = udp_socket("client2", CLIENT, flow.port), udp_socket("server2", SERVER, flow.port)
     inside[0].sendto(b"to", (SERVER, flow.port))
     inside[1].sendto(b"from", inside[1].recvfrom(9)[1])
@@ -84,7 +102,10 @@ def test_container():
     check("container: its connections are in its map",
           wait_for(lambda: len(list(inner.keys())) == 2))
     expect("container: and in no other namespace's", before, entries(m))
-    on("router2", "conntrack -F 2>/dev/null")
+    with netns("router2"):
+        verdict, _ = prog_of_device("router", "rc").test(udp_frames(flow.port, flow.port)[0], RC)
+    expect("container: a program goes by its map, wherever its device is", XDP_REDIRECT, verdict)
+    on("router2", "conntrack -F 2>/dev/null; nft flush ruleset")
     check("container: nor does it end those of others", published(m, flow) and flow.talk())
 
 
@@ -98,6 +119,9 @@ def test_fd():
     writer = router_map(flags=BPF_F_WRONLY)
     fails("descriptor: write-only reads nothing", errno.EPERM, writer.lookup, flow.key)
     fails("descriptor: write-only lists nothing", errno.EPERM, writer.next_key)
+    Prog(calls(reader, DELETE, key=flow.key)).test(bytes(64))
+    check("descriptor: a program is not bound by it", gone(m, flow))
+    check("descriptor: (the flow comes back)", flow.talk() and published(m, flow))
     # the map is for look-ups and deletions; what is written is never an entry
     fails("descriptor: nobody adds a flow", errno.EOPNOTSUPP, m.update, flow.key, bytes(112), 1)
     fails("descriptor: nobody changes where a flow goes", errno.EINVAL, m.update, flow.key,
@@ -115,8 +139,9 @@ def test_values():
             if 0xffff888000000000 <= word < 0xffffec0000000000 or word >= 0xffffffff80000000:
                 found.append(hex(word))
     expect("values: no kernel address in any", [], found)
-    check("values: nor is a conntrack id one",
-          all(value(m, f.key).ct_id not in (0, 0xffffffff) for f in flows))
+    expect("values: conntrack ids are those that user space gets",
+           [conntrack(("udp", "tcp")[f is flows[-1]], f.port).id for f in flows],
+           [value(m, f.key).ct_id for f in flows])
 
 
 def seed_of(m):
@@ -127,19 +152,23 @@ def seed_of(m):
     where = "/sys/kernel/tracing/"
     with open(where + "kprobe_events", "w", encoding="ascii") as f:
         f.write(f"p:seed {MODULE}:flowmap_delete_elem " +
-                " ".join(f"w{i}=+{offset + 8 * i}(%di):x64" for i in range(9)))
+                " ".join(f"w{i}=+{offset + 8 * i}(%di):x64" for i in range(17)))
     run(f"echo > {where}trace && echo 1 > {where}events/kprobes/seed/enable")
     fails("hash: (a call that shows the seed)", errno.ENOENT, m.delete, bytes(m.key_size))
     with open(where + "trace", encoding="ascii") as f:
-        found = re.findall(r"w\d=0x(\w+)", f.read())
+        found = re.findall(r"w\d+=0x(\w+)", f.read())
     run(f"echo 0 > {where}events/kprobes/seed/enable && echo > {where}kprobe_events")
     return [int(w, 16) for w in found]
 
 
 def bucket(seed, count, key):
-    """Where an IPv4 key is, as the comment on the hash in the flowmap has it"""
-    words = struct.unpack_from("=8I", key)
-    h = (seed[0] + sum(s * w for s, w in zip(seed[1:], words))) % (1 << 64) >> 32
+    """Where a key is, as the comment on the hash in the flowmap has it"""
+    def total(seed, data):
+        return sum(s * w for s, w in zip(seed, struct.unpack(f"={len(data) // 4}I", data)))
+    words = key[:32]
+    if key[8] == socket.AF_INET6:
+        words = key[:24] + struct.pack("=Q", total(seed[9:], key[24:56]) % (1 << 64))
+    h = (seed[0] + total(seed[1:9], words)) % (1 << 64) >> 32
     return ((h ^ h >> 15) * 0x61c88647 % (1 << 32)) * count >> 32
 
 
@@ -147,22 +176,24 @@ def test_hash():
     """Connections whose keys are chosen to collide, by who knows a map's seed"""
     first, second = router_map(max_entries=1024), router_map(max_entries=1024)
     seeds, count = [seed_of(m) for m in (first, second)], 512
-    check("hash: each map has a seed of its own", len(set(seeds[0] + seeds[1])) == 18)
-    keys = {port: make_key(RC, UDP, CLIENT, port, SERVER, 53) for port in range(1024, 65536)}
-    chosen = [p for p in keys if bucket(seeds[0], count, keys[p]) == 100][:60]
+    check("hash: each map has a seed of its own", len(set(seeds[0] + seeds[1])) == 34)
+    for ip in (IP, IP6):
+        keys = {p: make_key(RC, UDP, ip.client, p, ip.server, 53) for p in range(1024, 65536)}
+        chosen = [p for p in keys if bucket(seeds[0], count, keys[p]) == 100][:60]
 
-    def there(port):
-        return all(value(m, keys[port]) for m in (first, second)) or open_flow(port)
-    check("hash: both maps have the flows", wait_for(lambda: all([there(p) for p in chosen])))
-    for name, m, seed in (("one", first, seeds[0]), ("the other", second, seeds[1])):
-        order = [bucket(seed, count, k) for k in m.keys()]
-        check(f"hash: buckets of {name} are where its seed says",
-              len(order) >= 2 * len(chosen) and order == sorted(order), order)
-    places = {bucket(seeds[1], count, keys[p]) for p in chosen}  # by chance: 57
-    check("hash: keys that share a bucket of one map are all over the other",
-          len(chosen) == 60 and len(places) > 45, len(places))
-    on("router", "conntrack -F 2>/dev/null")
-    wait_for(lambda: not list(first.keys()))
+        def there(port, ip=ip, keys=keys):
+            return all(value(m, keys[port]) for m in (first, second)) or open_flow(port, ip=ip)
+        check(f"hash: both maps have the flows{ip.over}",
+              wait_for(lambda chosen=chosen, there=there: all([there(p) for p in chosen])))
+        for name, m, seed in (("one", first, seeds[0]), ("the other", second, seeds[1])):
+            order = [bucket(seed, count, k) for k in m.keys()]
+            check(f"hash: buckets of {name}{ip.over} are where its seed says",
+                  len(order) >= 2 * len(chosen) and order == sorted(order), order)
+        places = {bucket(seeds[1], count, keys[p]) for p in chosen}  # by chance: 57
+        check(f"hash: keys{ip.over} that share a bucket of one map are all over the other",
+              len(chosen) == 60 and len(places) > 45, len(places))
+        on("router", "conntrack -F 2>/dev/null")
+        wait_for(lambda: not list(first.keys()))
 
 
 def syns(count):
@@ -195,126 +226,194 @@ def test_flood():
     on("router", "conntrack -F 2>/dev/null")
 
 
-def from_server(flow, flags, seq, **kwargs):
-    """A frame of the server's side of the connection, by whoever is on its wire"""
-    segment = tcp(SERVER, ROUTER, flow.port, 8080, flags, seq, **kwargs)
-    return frame(RS_MAC, SERVER_MAC, ipv4(SERVER, ROUTER, TCP, segment))
+def from_server(flow, flags=ACK, seq=1, ack=0, to=RS_MAC, by=SERVER_MAC, first=False, **ip):
+    """A frame of the server's side of the connection, by whoever is on its wire; of
+    a fragmented packet the first"""
+    src, dst = flow.ip.server, flow.ip.router
+    proto, packet = TCP, tcp(src, dst, flow.port, 8080, flags, seq, ack, b"payload")
+    if first and flow.ip is IP6:
+        proto, packet = socket.IPPROTO_FRAGMENT, struct.pack("!BBHI", TCP, 0, 1, 7) + packet
+    elif first:
+        ip["frag"] = 0x2000
+    return ip_frame(to, by, src, dst, proto, packet, **ip)
 
 
-def after(flags):
-    """What conntrack says of a connection after such a spoofed packet"""
-    flow = TcpFlow()
+def after(flags, ip, reason=None, m=None):
+    """What conntrack says of a connection after such a spoofed packet; with a map, that
+    it has left XDP, if it has a FIN or RST, for the reason"""
+    flow = TcpFlow(ip)
+    before = reason and published(m, flow) and counted(reason, "rs")
     raw_socket("server", "s0", receive=False).send(
-        from_server(flow, flags, 0x12345678, ack=0x23456789))
+        from_server(flow, flags, 0x12345678, 0x23456789))
     time.sleep(0.1 * PATIENCE)
+    left = reason and before is not False and counted(reason, "rs") == before + 1 and \
+        (gone if flags & (FIN | RST) else published)(m, flow)
     alive = flow.talk() and flow.talk()
     ct = conntrack("tcp", flow.port)
-    state = ct and (ct.offload or ct.line.split()[3])
-    return alive, state
+    return Fields(left=left, alive=alive, state=ct.offload or ct.line.split()[3])
 
 
 def test_spoofed():
-    kinds = {"RST": RST, "RST and ACK": RST | ACK, "FIN": FIN | ACK, "SYN": SYN,
-             "SYN and ACK": SYN | ACK, "RST, FIN, SYN": RST | FIN | SYN}
-    got = {name: after(flags) for name, flags in kinds.items()}
-    on("router", "xdp_ct detach rc rs")
-    peer = {name: after(flags) for name, flags in kinds.items()}
-    on("router", "xdp_ct attach rc rs")
-    for name, (alive, _) in got.items():
-        check(f"spoofed {name}: the connection goes on", alive)
-        expect(f"spoofed {name}: conntrack's state is as with a flowtable alone", peer[name],
-               got[name])
     m = router_map()
-    wire = raw_socket("server", "s0", receive=False)
-    flow = TcpFlow()
-    good = from_server(flow, ACK, 1, payload=b"payload")
-    broken = bytearray(good)
-    broken[14 + 8] = 1  # TTL, and with it the header's checksum
-    wire.send(bytes(broken))
-    check("spoofed TTL and header checksum: the flow stays", published(m, flow) and flow.talk())
-    first = ipv4(SERVER, ROUTER, TCP, tcp(SERVER, ROUTER, flow.port, 8080, RST, 1), frag=0x2000)
-    wire.send(frame(RS_MAC, SERVER_MAC, first))
+    kinds = {"RST": (RST, "tcp_close"), "RST and ACK": (RST | ACK, "tcp_close"),
+             "FIN": (FIN | ACK, "tcp_close"), "SYN": (SYN, "tcp_flags"),
+             "SYN and ACK": (SYN | ACK, "tcp_flags"),
+             "RST, FIN, SYN": (RST | FIN | SYN, "tcp_flags")}
+    every = {name + ip.over: (flags, ip, reason) for ip in (IP, IP6)
+             for name, (flags, reason) in kinds.items()}
+    got = {name: after(*kind, m) for name, kind in every.items()}
+    on("router", "xdp_ct detach rc rs")
+    peer = {name: after(*kind[:2]) for name, kind in every.items()}
+    on("router", "xdp_ct attach rc rs")
+    for name, result in got.items():
+        does = "leaves" if every[name][0] & (FIN | RST) else "stays in"
+        check(f"spoofed {name}: is passed up, the flow {does} the map", result.left)
+        check(f"spoofed {name}: the connection goes on", result.alive)
+        expect(f"spoofed {name}: conntrack's state is as with a flowtable alone",
+               peer[name].state, result.state)
+    for ip in (IP, IP6):
+        spoofed(m, TcpFlow(ip), ip.over)
+
+
+def spoofed(m, flow, over):
+    """Frames that are not what the server sends, on its wire and on another"""
+    def stays():
+        return published(m, flow) and flow.talk()
+
+    wire, watch = raw_socket("server", "s0", receive=False), raw_socket("client", "c0")
+
+    def arrived(data):
+        received(watch)  # what is on its way
+        wire.send(data)
+        return sum(f.endswith(b"payload") for f in received(watch))
+
+    if flow.ip is IP:
+        broken = bytearray(from_server(flow))
+        broken[14 + 8] = 1  # TTL, and with it the header's checksum
+        expect("spoofed TTL and header checksum: not forwarded", 0, arrived(bytes(broken)))
+        check("spoofed TTL and header checksum: the flow stays", stays())
+    wire.send(from_server(flow, RST, first=True))
     time.sleep(0.1 * PATIENCE)
-    check("spoofed fragment with RST: the flow stays", published(m, flow) and flow.talk())
-    wrong = bytearray(from_server(flow, ACK, 1, payload=b"payload"))
-    wrong[6:12] = mac(OTHER)
-    wire.send(bytes(wrong))
-    expect("spoofed source MAC address: replies go where they went",
+    check(f"spoofed fragment with RST{over}: the flow stays", stays())
+    wire.send(from_server(flow, by=OTHER))
+    expect(f"spoofed source MAC address{over}: replies go where they went",
            SERVER_MAC.replace(":", ""), value(m, flow.reply).h_dest.hex())
-    elsewhere = bytearray(from_server(flow, ACK, 1, payload=b"payload"))
-    elsewhere[0:6] = mac(OTHER)
-    segment = tcp(SERVER, ROUTER, flow.port, 8080, ACK, 1, payload=b"payload")
-    last_hop = frame(RS_MAC, SERVER_MAC, ipv4(SERVER, ROUTER, TCP, segment, ttl=1))
-    watch = raw_socket("client", "c0")
-    received(watch)  # what is on its way
-    wire.send(last_hop)
-    expect("spoofed TTL of 1: not forwarded", [],
-           [f for f in received(watch) if f.endswith(b"payload")])
+    expect(f"spoofed TTL of 1{over}: not forwarded", 0, arrived(from_server(flow, ttl=1)))
     before = counted("not_host", "rs")
-    wire.send(bytes(elsewhere))
-    # where the kernel's own flowtable takes it
-    check("spoofed destination MAC address: not for the router, passed up",
-          wait_for(lambda: counted("not_host", "rs") == before + 1), before)
-    check("spoofed TTL, destination: the flow stays", published(m, flow) and flow.talk())
-    received(watch)
-    wire.send(good)
-    expect("the same with nothing spoofed: forwarded", 1,
-           sum(f.endswith(b"payload") for f in received(watch)))
-    other_device = frame(RC_MAC, CLIENT_MAC,
-                         ipv4(SERVER, ROUTER, TCP, tcp(SERVER, ROUTER, flow.port, 8080, RST, 1)))
-    raw_socket("client", "c0", receive=False).send(other_device)
+    expect(f"spoofed destination MAC address{over}: the kernel's own flowtable takes it", 1,
+           arrived(from_server(flow, to=OTHER)))
+    expect(f"spoofed destination MAC address{over}: as it is passed up", before + 1,
+           counted("not_host", "rs"))
+    check(f"spoofed TTL, destination{over}: the flow stays", stays())
+    expect(f"the same with nothing spoofed{over}: forwarded", 1, arrived(from_server(flow)))
+    raw_socket("client", "c0", receive=False).send(
+        from_server(flow, RST, to=RC_MAC, by=CLIENT_MAC))
     time.sleep(0.1 * PATIENCE)
-    check("spoofed addresses from another device: the flow stays",
-          published(m, flow) and flow.talk())
+    check(f"spoofed addresses from another device{over}: the flow stays", stays())
 
 
-def claimed():
+def claim(server):
+    """That another has its address: an answer that nobody has asked for"""
+    if ":" not in server:
+        body = (mac(OTHER) + address(server)) * 2
+        return frame("ff:ff:ff:ff:ff:ff", OTHER,
+                     struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + body, 0x0806)
+    body = struct.pack("!BBHI", 136, 0, 0, 1 << 29) + address(server) + b"\2\1" + mac(OTHER)
+    return ip_frame("33:33:00:00:00:01", OTHER, server, "ff02::1", socket.IPPROTO_ICMPV6,
+                    l4(server, "ff02::1", socket.IPPROTO_ICMPV6, body, 2), ttl=255)
+
+
+def claimed(ip, m=None):
     """Where packets for the server go, when another says that he has its address"""
-    flow, wire = UdpFlow(), raw_socket("server", "s0")
-    claim = (mac(OTHER), address(SERVER)) * 2
-    wire.send(frame("ff:ff:ff:ff:ff:ff", OTHER,
-                    struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 2, *claim), 0x0806))
-    neighbour = wait_for(lambda: OTHER in on("router", f"ip neigh show {SERVER} dev rs"))
+    flow, wire = UdpFlow(ip=ip), raw_socket("server", "s0")
+    check(f"spoofed neighbour{ip.over}: packets go by XDP before", not m or published(m, flow))
+    wire.send(claim(ip.server))
+    neighbour = wait_for(lambda: OTHER in on("router", f"ip neigh show {ip.server} dev rs"))
     sent = []
     for _ in range(3):
-        flow.client.sendto(b"to", (SERVER, flow.port))
-        sent += [f[:6].hex(":") for f in received(wire) if f[12:14] == b"\x08\0" and f[23] == UDP]
-    on("router", f"ip neigh replace {SERVER} dev rs lladdr {SERVER_MAC} nud reachable")
+        flow.client.sendto(b"to", (ip.server, flow.port))
+        sent += [f[:6].hex(":") for f in received(wire) if f.endswith(b"to")]
+    on("router", f"ip neigh replace {ip.server} dev rs lladdr {SERVER_MAC} nud reachable")
     return neighbour, sent
 
 
 def test_neighbour():
-    got = claimed()
+    got = [claimed(ip, router_map()) for ip in (IP, IP6)]
     on("router", "xdp_ct detach rc rs")
-    peer = claimed()
+    peer = [claimed(ip) for ip in (IP, IP6)]
     on("router", "xdp_ct attach rc rs")
-    expect("spoofed neighbour: the stack believes it", (True, [OTHER] * 3), peer)
-    expect("spoofed neighbour: packets go where they go with a flowtable alone", peer, got)
+    for i, ip in enumerate((IP, IP6)):
+        expect(f"spoofed neighbour{ip.over}: the stack believes it", (True, [OTHER] * 3), peer[i])
+        expect(f"spoofed neighbour{ip.over}: packets go where they go with a flowtable alone",
+               peer[i], got[i])
 
 
 def test_neighbours():
     """Hosts behind a wire, each with a connection, more than the neighbour table may keep"""
-    where = "/proc/sys/net/ipv4/neigh/default/gc_thresh"
-    with open("/proc/net/stat/arp_cache", encoding="ascii") as f:
-        entries = int(f.readlines()[1].split()[0], 16)
-    on("server", "for i in $(seq 10 31); do ip addr add 203.0.113.$i/24 dev s0; done")
     m = router_map()
     lookup = Lookup(m)
-    old = run(f"cat {where}2 {where}3").split()
-    run(f"echo {entries + 16} > {where}2 && echo {entries + 32} > {where}3")
+    for ip, cache, where in ((IP, "arp", "ipv4"), (IP6, "ndisc", "ipv6")):
+        where = f"/proc/sys/net/{where}/neigh/default/gc_thresh"
+        with open(f"/proc/net/stat/{cache}_cache", encoding="ascii") as f:
+            entries = int(f.readlines()[1].split()[0], 16)
+        servers = [ip.server[:-1] + str(i) for i in range(10, 32)]
+        on("server", " && ".join(f"ip addr add {s}/{64 if ':' in s else 24} dev s0" +
+                                 " nodad" * (":" in s) for s in servers))
+        old = run(f"cat {where}2 {where}3").split()
+        run(f"echo {entries + 16} > {where}2 && echo {entries + 32} > {where}3")
+        try:
+            flows = [UdpFlow(ip=Fields(ip, server=s)) for s in servers]
+            check(f"neighbours{ip.over}: above the soft limit, connections work",
+                  all(f.talk() for f in flows))
+            found = [bool(lookup(f.key)) for f in flows]
+            # of IPv6, groups of multicast are neighbours as well, until they are collected
+            check(f"neighbours{ip.over}: flows hold as many as the soft limit has",
+                  (4 if ip is IP6 else 12) < sum(found) < 18, found)
+            check(f"neighbours{ip.over}: the others need the stack", all(
+                hit or value(m, f.key) is None or value(m, f.key).flags & NO_NEIGH
+                for f, hit in zip(flows, found)))
+        finally:
+            run(f"echo {old[1]} > {where}3 && echo {old[0]} > {where}2")
+        check(f"neighbours{ip.over}: with more room, all are on XDP a second later",
+              wait_for(lambda flows=flows: all(f.talk() and lookup(f.key) for f in flows)))
+
+
+def test_neighbours_elsewhere():
+    """They may be another namespace's: connections work, without XDP"""
+    where = "/proc/sys/net/ipv4/neigh/default/gc_thresh2"
+    old = run(f"cat {where}").strip()
+    on("server", "ip addr add 203.0.113.40/24 dev s0")
+    m, ip = router_map(), Fields(IP, server="203.0.113.40")
     try:
-        flows = [UdpFlow(server=f"203.0.113.{i}") for i in range(10, 32)]
-        check("neighbours: above the soft limit, connections work", all(f.talk() for f in flows))
-        found = [bool(lookup(f.key)) for f in flows]
-        check("neighbours: flows hold as many as the soft limit has", 12 < sum(found) < 18, found)
-        check("neighbours: the others need the stack", all(
-            hit or value(m, f.key) is None or value(m, f.key).flags & NO_NEIGH
-            for f, hit in zip(flows, found)))
+        on("router2", "for i in $(seq 100 199); do ip neigh add 10.0.1.$i dev rc "
+           "lladdr 02:00:00:00:09:09 nud reachable; done")
+        run(f"echo 80 > {where}")
+        flow = UdpFlow(ip=ip)
+        check("neighbours of a container: too many, others' connections work",
+              flow.talk() and flow.talk())
+        expect("neighbours of a container: those to new hosts without XDP", None,
+               Lookup(m)(flow.key))
     finally:
-        run(f"echo {old[1]} > {where}3 && echo {old[0]} > {where}2")
-    check("neighbours: with more room, all are on XDP a second later",
-          wait_for(lambda: all(f.talk() and lookup(f.key) for f in flows)))
+        on("router2", "ip neigh flush dev rc nud all")
+        run(f"echo {old} > {where}")
+    check("neighbours of a container: with XDP when they have gone",
+          wait_for(lambda: flow.talk() and Lookup(m)(flow.key)))
+
+
+def test_around():
+    """What is set on a device behind XDP does not see what goes by XDP"""
+    m, flow = router_map(), UdpFlow()
+    on("router", "tc qdisc add dev rc clsact && "
+       # of IPv4's UDP: TC_ACT_SHOT, else TC_ACT_UNSPEC
+       "tc filter add dev rc ingress bpf da bytecode "
+       "'4,48 0 0 23,21 0 1 17,6 0 0 2,6 0 0 4294967295'")
+    check("around: an offloaded connection goes around a filter of tc",
+          published(m, flow) and flow.talk())
+    on("router", "xdp_ct detach rc rs")
+    check("around: which a flowtable alone does not", not flow.talk())
+    on("router", "tc qdisc del dev rc clsact && xdp_ct attach rc rs")
+    check("around: without the filter it goes on", flow.talk())
 
 
 run_tests(test_container, test_fd, test_values, test_hash, test_flood, test_spoofed,
-          test_neighbour, test_neighbours)
+          test_neighbour, test_neighbours, test_neighbours_elsewhere, test_around)

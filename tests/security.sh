@@ -9,7 +9,10 @@
 . "$(dirname "$0")/lib.sh"
 
 hosts
+hosts6
 ruleset
+on router nft add rule inet router prerouting \
+	iifname rs ip6 daddr fd00:2::1 tcp dport 8080 dnat ip6 to '[fd00:1::2]:80'
 hosts 2 # a container's network, with the same devices and addresses
 ruleset router2
 succeeds "attach" on router xdp_ct attach rc rs

@@ -16,8 +16,8 @@ import time
 import traceback
 
 import lib
-from lib import (ACK, PSH, SYN, TCP, XDP_PASS, XDP_REDIRECT, check, counted, end, expect, frame,
-                 ifindex, ipv4, ipv6, netns, not_ok, on, prog_of_device, raw_socket, received, tcp,
+from lib import (ACK, PSH, SYN, TCP, XDP_PASS, XDP_REDIRECT, check, counted, end, expect, ifindex,
+                 ip_frame, netns, not_ok, on, prog_of_device, raw_socket, received, tcp,
                  wait_for)
 
 # client, server, router to the server; the VLAN on the client's side
@@ -55,14 +55,6 @@ def wscale(shift):
     return b"" if shift is None else b"\x01\x03\x03" + bytes([shift])
 
 
-def tcp_frame(dest, source, vlan, src, dst, segment):
-    make, proto = (ipv6, 0x86dd) if ":" in src else (ipv4, 0x0800)
-    packet = make(src, dst, TCP, segment)
-    if vlan:
-        packet, proto = struct.pack("!HH", vlan, proto) + packet, 0x8100
-    return frame(dest, source, packet, proto)
-
-
 class Connection:
     """Sequence numbers of its methods count from each side's first byte of data"""
     def __init__(self, scales=(7, 8), start=None, sack=SACK, handshake=True, win=1000):
@@ -94,12 +86,12 @@ class Connection:
         return json.loads(on("router", f"xdp_ct flows --json -p tcp --sport {self.port}"))
 
     def client(self, seq, ack, win=None, length=0, flags=ACK, options=b""):
-        return tcp_frame(RC_MAC, CLIENT_MAC, self.vlan, self.host, self.peer, tcp(
+        return ip_frame(RC_MAC, CLIENT_MAC, self.host, self.peer, TCP, tcp(
             self.host, self.peer, self.port, PORT, flags, self.start[0] + seq, self.start[1] + ack,
-            bytes(length), window=self.win if win is None else win, options=options))
+            bytes(length), window=self.win if win is None else win, options=options), self.vlan)
 
     def server(self, seq, ack, win=None, length=0, flags=ACK, options=b""):
-        return tcp_frame(RS_MAC, SERVER_MAC, 0, self.peer, self.router, tcp(
+        return ip_frame(RS_MAC, SERVER_MAC, self.peer, self.router, TCP, tcp(
             self.peer, self.router, PORT, self.port, flags, self.start[1] + seq,
             self.start[0] + ack, bytes(length), window=self.win if win is None else win, options=options))
 
