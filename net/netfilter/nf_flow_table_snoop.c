@@ -26,8 +26,6 @@ void __nf_flow_snoop_add(struct flow_offload *flow)
 {
 	struct nf_flow_snooper *snooper;
 
-	/* in the table before the list is read; nf_flow_snoop_register() the other way */
-	smp_mb();
 	rcu_read_lock();
 	list_for_each_entry_rcu(snooper, &snoopers, list)
 		if (net_eq(snooper->net, nf_ct_net(flow->ct)))
@@ -62,7 +60,8 @@ void nf_flow_snoop_register(struct nf_flow_snooper *snooper, struct net *net)
 	mutex_lock(&snoop_mutex);
 	list_add_tail_rcu(&snooper->list, &snoopers);
 	mutex_unlock(&snoop_mutex);
-	smp_mb(); /* on the list before the tables are read; __nf_flow_snoop_add() the other way */
+	/* flows are added under RCU: those that have not seen the list are in a table then */
+	synchronize_rcu();
 	nf_flow_table_announce(net, snooper);
 }
 EXPORT_SYMBOL_GPL(nf_flow_snoop_register);
