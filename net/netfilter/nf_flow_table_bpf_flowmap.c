@@ -56,6 +56,8 @@
 #include <linux/unaligned.h>
 #include <net/checksum.h>
 #include <net/dst.h>
+#include <net/ip.h>
+#include <net/ip6_route.h>
 #include <net/net_namespace.h>
 #include <net/neighbour.h>
 #include <net/netfilter/nf_conntrack.h>
@@ -1027,16 +1029,19 @@ static noinline bool flowmap_paths_changed(struct flowmap_entry *e)
 		flowmap_path_changed(&flowmap_flow_of(e)->entry[!e->dir]));
 }
 
-/* Of a route that has a path MTU already, a lower one is written in place */
+/* A route that has a path MTU already gets a lower one in place, as it gets mtu6 */
 static bool flowmap_mtu_fell(struct flowmap_entry *e)
 {
 	const struct dst_entry *dst = flowmap_tuple(e, flowmap_flow_of(e)->flow)->dst_cache;
+	u32 mtu;
 
-	if (!dst)
+	if (!dst || (e->value.flags & BPF_FLOWMAP_XFRM))
 		return false;
 	if (e->value.h_proto == htons(ETH_P_IPV6))
-		return dst_mtu(dst) < e->value.mtu;
-	return ip_dst_mtu_maybe_forward(dst, true) < e->value.mtu;
+		mtu = min(ip6_dst_mtu_maybe_forward(dst, true), dst_mtu(dst));
+	else
+		mtu = ip_dst_mtu_maybe_forward(dst, true);
+	return mtu < e->value.mtu;
 }
 
 static noinline void flowmap_refresh(struct flowmap_entry *e)
