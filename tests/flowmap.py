@@ -220,6 +220,9 @@ def test_counters():
     m.update(flow.key, credit(1000, 64000), BPF_EXIST)
     v = value(m, flow.key)
     expect("update: BPF_EXIST credits packets and bytes", (1003, 64600), (v.packets, v.bytes))
+    credited = conntrack("udp", flow.port)
+    expect("update: conntrack counts them", (1000, 64000), tuple(
+        int(credited.original[n]) - int(after.original[n]) for n in ("packets", "bytes")))
     fails("update: BPF_ANY is refused", errno.EOPNOTSUPP, m.update, flow.key, credit(1, 1), BPF_ANY)
     fails("update: BPF_NOEXIST is refused", errno.EOPNOTSUPP, m.update, flow.key, credit(1, 1),
           BPF_NOEXIST)

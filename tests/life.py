@@ -13,9 +13,9 @@ import time
 
 from lib import (COUNTERS, EXIT, IPV4, IPV6, KEY_SKB, KEY_STACK, NEEDS_STACK, NO_NEIGH, PATIENCE,
                  TEST_XDP_LIVE_FRAMES, UDP, XDP_PASS, Fields, Iterator, Lookup, MemoryCgroup, Prog,
-                 check, counted, expect, fails, frame, ifindex, ip_frame, ipv4, ipv6, l4, make_key,
-                 movi, netns, on, parse_key, parse_value, program, raw_socket, run, run_tests,
-                 sysctl, udp, wait_for, with_facts)
+                 check, counted, csum, expect, fails, frame, ifindex, ip_frame, ipv4, ipv6, l4,
+                 make_key, movi, netns, on, parse_key, parse_value, program, raw_socket, run,
+                 run_tests, sysctl, udp, wait_for, with_facts)
 from flows import (CLIENT, CLIENT_MAC, IP, IP6, RC, RC_MAC, ROUTER, RS, RS_MAC, SERVER, SERVER_MAC,
                    TcpFlow, UdpFlow, conntrack, open_flow, programs, published, router_map,
                    udp_frames, value, wires)
@@ -228,19 +228,42 @@ def test_age():
 
 def test_pmtu():
     """A route learns a path MTU, and then a lower one, in its place"""
-    m, flow, icmp = router_map(), UdpFlow(ip=IP6), socket.IPPROTO_ICMPV6
+    m = router_map(extra=COUNTERS)
     find, wire = Lookup(m), raw_socket("server", "s0", receive=False)
-    for mtu in (1400, 1300):
-        # as if it were about an echo request of the router's
-        body = struct.pack("!BBHI", 2, 0, 0, mtu) + ipv6(IP6.router, IP6.server, icmp,
-                                                         struct.pack("!BBHI", 128, 0, 0, 0))
-        wire.send(ip_frame(RS_MAC, SERVER_MAC, IP6.server, IP6.router, icmp,
-                           l4(IP6.server, IP6.router, icmp, body, 2)))
+    sysctl("router", "net.ipv4.ip_forward_use_pmtu", 1)
 
-        def fits(n):
-            return bool(find(with_facts(flow.key, len=n)))
-        check(f"path MTU of {mtu}: longer packets are the stack's, others not",
-              wait_for(lambda mtu=mtu, fits=fits: flow.talk() and fits(mtu) and not fits(mtu + 1)))
+    def fits(flow, size):
+        return bool(find(with_facts(flow.key, len=size)))
+
+    def too_big(ip, mtu):
+        """As if it were about an echo request of the router's, of IPv4 about a reply"""
+        if ip is IP6:
+            proto, echo = socket.IPPROTO_ICMPV6, struct.pack("!BBHI", 128, 0, 0, 0)
+            body = struct.pack("!BBHI", 2, 0, 0, mtu) + ipv6(ip.router, ip.server, proto, echo)
+            return proto, l4(ip.server, ip.router, proto, body, 2)
+        proto, echo = socket.IPPROTO_ICMP, bytes(8)
+        inner = ipv4(ip.router, ip.server, proto, echo)
+        head = struct.pack("!BBHHH", 3, 4, 0, 0, mtu)
+        return proto, head[:2] + struct.pack("!H", 0xffff ^ csum(head + inner)) + head[4:] + inner
+
+    for ip in (IP, IP6):
+        flow = UdpFlow(ip=ip)
+        for mtu in (1400, 1300):
+            wire.send(ip_frame(RS_MAC, SERVER_MAC, ip.server, ip.router, *too_big(ip, mtu)))
+            check(f"path MTU of {mtu}{ip.over}: longer packets are the stack's, others not",
+                  wait_for(lambda f=flow, n=mtu: f.talk() and not fits(f, n + 1) and fits(f, n)))
+        packets = []
+        for _ in range(5):
+            time.sleep(0.5)
+            packets.append(fits(flow, 100) and value(m, flow.key).packets)
+        check(f"path MTU{ip.over}: and the flow stays", all(packets) and
+              packets == sorted(set(packets)), packets)
+    sysctl("router", "net.ipv6.conf.rs.mtu", 1290)
+    check("path MTU: nor longer ones than IPv6's own on the device",
+          wait_for(lambda: flow.talk() and not fits(flow, 1291) and fits(flow, 1290)))
+    sysctl("router", "net.ipv6.conf.rs.mtu", 1500)
+    on("router", "ip route flush cache; ip -6 route flush cache")
+    sysctl("router", "net.ipv4.ip_forward_use_pmtu", 0)
 
 
 def test_memory():
