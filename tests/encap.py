@@ -98,9 +98,13 @@ class Side:
         elif self.kind == "bridge-pvid":  # access port, VLAN device on the bridge
             self.bridge("vlan_filtering 1 vlan_default_pvid 0")
             self.bridge_vlan(10, "pvid untagged")
-        elif self.kind == "bridge-tagged":  # trunk port, VLAN device on the bridge
-            self.bridge("vlan_filtering 1 vlan_default_pvid 0")
-            self.bridge_vlan(10, "")
+        elif self.kind in ("bridge-tagged", "bridge-trunk"):  # trunk port
+            if self.kind == "bridge-tagged":  # VLAN device on the bridge
+                self.bridge("vlan_filtering 1 vlan_default_pvid 0")
+                self.bridge_vlan(10, "")
+            else:  # the bridge itself is in the VLAN, untagged
+                self.bridge("vlan_filtering 1 vlan_default_pvid 10")
+                on("router", f"bridge vlan add vid 10 dev {self.phys}")
             on(self.host, f"ip link add link {self.host_dev} name {self.host_dev}.10 type vlan "
                f"id 10; ip link set dev {self.host_dev}.10 up")
             self.host_dev += ".10"
@@ -483,7 +487,8 @@ def test_stale():
     flow = Flow(V4)
     client, br = left.addrs[V4][1], f"br-{left.phys}"
     if "bridge" in left.kind:
-        vid = " vlan 10" if left.kind in ("bridge-pvid", "bridge-tagged") else ""
+        vid = " vlan 10" if left.kind in ("bridge-pvid", "bridge-tagged",
+                                             "bridge-trunk") else ""
         pvid = "pvid untagged" if left.kind == "bridge-pvid" else ""
         vlan = f"bridge vlan add vid 10 dev {left.phys}"
         fdb = f"{left.host_mac} dev {left.phys}x master"

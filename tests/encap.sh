@@ -9,7 +9,7 @@
 . "$(dirname "$0")/lib.sh"
 
 [ $# -gt 0 ] || set -- plain:plain vlan:qinq qinq:pppoe-vlan bridge:vlan bridge-pvid:pppoe \
-	bridge-tagged:bridge bond:vlan-bridge
+	bridge-tagged:bridge bridge-trunk:plain bond:vlan-bridge
 for pair; do
 	hosts
 	cases python3 "$TESTS/encap.py" "${pair%:*}" "${pair#*:}"

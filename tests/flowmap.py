@@ -364,9 +364,10 @@ def test_programs():
     m = router_map(extra=COUNTERS)
     wait_for(lambda: not list(m.keys()))
     flows = [UdpFlow() for _ in range(20)]
-    count, delete, credit_ = programs(m)
+    count, delete, credit_, stop = programs(m)
     expect("programs: for_each has both directions of a flow, once", [2] * 20,
            [count(f.key) for f in flows])
+    expect("programs: for_each stops when it is told to", 1, stop(flows[0].key))
     expect("programs: update credits packets and bytes", (0, (5, 500)),
            (credit_(flows[3].key),
             (v := value(m, flows[3].key)) and (v.packets, v.bytes)))

@@ -92,11 +92,11 @@ def router_map(**kwargs):
 
 
 def programs(m):
-    """Count, delete and credit of tests/bpf/flowmap.bpf.c with this map, as functions of a key"""
+    """Count, delete, credit and stop of tests/bpf/flowmap.bpf.c with this map, as functions of a key"""
     where = "/sys/fs/bpf/programs"
     run(f"bpftool prog loadall {os.environ['BUILD']}/bpf/flowmap.bpf.o {where} "
         f"map name flowmap id {m.info()['id']}")
-    progs = [obj_get(f"{where}/{name}", Prog) for name in ("count", "delete", "credit")]
+    progs = [obj_get(f"{where}/{name}", Prog) for name in ("count", "delete", "credit", "stop")]
     run(f"rm -r {where}")
     return [lambda key, p=p: ctypes.c_int32(p.test(key)[0]).value for p in progs]
 

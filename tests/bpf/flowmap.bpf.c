@@ -33,6 +33,12 @@ static long each(struct bpf_map *map, struct bpf_flowmap_key *key,
 	return 0;
 }
 
+static long enough(struct bpf_map *map, struct bpf_flowmap_key *key,
+		   struct bpf_flowmap_value *value, void *ctx)
+{
+	return 1;
+}
+
 static __always_inline bool read_key(struct xdp_md *ctx, struct bpf_flowmap_key *key)
 {
 	struct bpf_flowmap_key *frame = (void *)(long)ctx->data;
@@ -55,6 +61,13 @@ int count(struct xdp_md *ctx)
 	wanted.port = key.sport;
 	bpf_for_each_map_elem(&flowmap, each, &wanted, 0);
 	return wanted.entries;
+}
+
+/* Return: entries that it was called for, until it had enough */
+SEC("xdp")
+int stop(struct xdp_md *ctx)
+{
+	return bpf_for_each_map_elem(&flowmap, enough, NULL, 0);
 }
 
 SEC("xdp")
